@@ -1,0 +1,90 @@
+"""tl_bilinear: bilinear transformers, read from their weights inside TransformerLens.
+
+Importing this package loads torch and nothing heavier: transformer_lens, transformers,
+circuitsvis and matplotlib are loaded by the first call that needs them.
+"""
+
+import importlib
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tl_bilinear.ablation import ablate as ablate
+    from tl_bilinear.attribution import attribute_components as attribute_components
+    from tl_bilinear.attribution import attribute_modes as attribute_modes
+    from tl_bilinear.checkpoints import bundled_models as bundled_models
+    from tl_bilinear.checkpoints import load as load
+    from tl_bilinear.conversion import bilinearize as bilinearize
+    from tl_bilinear.decompositions import Eigendecomposition as Eigendecomposition
+    from tl_bilinear.decompositions import Mode as Mode
+    from tl_bilinear.decompositions import eigendecompose as eigendecompose
+    from tl_bilinear.hosts import adopt_ as adopt_
+    from tl_bilinear.hosts import get_host as get_host
+    from tl_bilinear.hosts import register as register
+    from tl_bilinear.hosts.self_check import NotBilinearError as NotBilinearError
+    from tl_bilinear.hosts.self_check import self_check as self_check
+    from tl_bilinear.quadratic_map import QuadraticMap as QuadraticMap
+    from tl_bilinear.tensor import BilinearTensor as BilinearTensor
+
+__version__ = version("tl_bilinear")
+
+_ROOMS = {
+    "BilinearTensor": "tensor",
+    "QuadraticMap": "quadratic_map",
+    "Eigendecomposition": "decompositions",
+    "Mode": "decompositions",
+    "eigendecompose": "decompositions",
+    "register": "hosts",
+    "adopt_": "hosts",
+    "get_host": "hosts",
+    "self_check": "hosts.self_check",
+    "NotBilinearError": "hosts.self_check",
+    "load": "checkpoints",
+    "bundled_models": "checkpoints",
+    "bilinearize": "conversion",
+    "attribute_modes": "attribution",
+    "attribute_components": "attribution",
+    "ablate": "ablation",
+}
+
+_FOLDERS = (
+    "ablation",
+    "attribution",
+    "checkpoints",
+    "conversion",
+    "decompositions",
+    "hosts",
+    "views",
+)
+
+__all__ = [
+    "BilinearTensor",
+    "QuadraticMap",
+    "Eigendecomposition",
+    "Mode",
+    "eigendecompose",
+    "register",
+    "adopt_",
+    "get_host",
+    "self_check",
+    "NotBilinearError",
+    "load",
+    "bundled_models",
+    "bilinearize",
+    "attribute_modes",
+    "attribute_components",
+    "ablate",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FOLDERS:
+        return importlib.import_module(f"tl_bilinear.{name}")
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'tl_bilinear' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"tl_bilinear.{_ROOMS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_FOLDERS])

@@ -1,0 +1,209 @@
+"""Contributions of eigenmodes of every MLP to a target, in a sum that closes.
+
+With the final norm's denominator rho frozen, MLP layer l adds u . y_l / rho to the target,
+where u is the target's direction with the final norm folded in. Since y_l is quadratic in
+the normalised stream x (DESIGN 2.1),
+
+    u . y_l / rho = sum_k lambda_k (v_k . x)^2 / rho + linear + constant
+
+with (lambda_k, v_k) the eigenpairs of Q_l(u). The v_k come from the weights alone; only x
+and rho come from the forward pass. This is a direct effect: what an earlier MLP does through
+later layers is not in it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_bilinear.decompositions import Mode, eigendecompose
+from tl_bilinear.decompositions.eigen import Gauge
+from tl_bilinear.hosts import AbstractHost, get_host
+from tl_bilinear.hosts.prompts import (
+    Reading,
+    Text,
+    denominators,
+    final_hooks,
+    read_sites,
+    split_prompts,
+    target_values,
+    tokenize,
+)
+from tl_bilinear.hosts.provenance import Provenance, provenance
+from tl_bilinear.hosts.self_check import TOLERANCES, NotBilinearError, relative_error
+from tl_bilinear.hosts.target import Target, make_readouts
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """Shares of a target, in logits; a site is a (prefix, position) where it is read.
+
+    Per layer, `contributions.sum(-1) + remainder + trace + linear + constant` is the MLP's
+    share; over layers, with `rest`, it is the target.
+    """
+
+    layers: tuple[int, ...]
+    sites: tuple[str, ...]
+    positions: Int[Tensor, "batch site"]
+    eigenvalues: Float[Tensor, "layer site mode"]
+    eigenvectors: Float[Tensor, "layer site mode d_model"]
+    directions: Float[Tensor, "site d_model"]
+    """u per site: the target's direction, final norm folded in, before 1/rho."""
+    activations: Float[Tensor, "layer batch site mode"]
+    """v_k . x, signed."""
+    contributions: Float[Tensor, "layer batch site mode"]
+    """lambda_k (v_k . x)^2 / rho."""
+    remainder: Float[Tensor, "layer batch site"]
+    """The quadratic part of all modes that were not kept."""
+    trace: Float[Tensor, "layer batch site"]
+    """The part that the gauge took out, a |x|^2 / rho; zero without a gauge."""
+    linear: Float[Tensor, "layer batch site"]
+    constant: Float[Tensor, "layer batch site"]
+    rest: Float[Tensor, "batch site"]
+    """Target minus all of the above: embedding, heads, biases, layers not asked for."""
+    target: Float[Tensor, "batch site"]
+    """The model's own value, from its logits."""
+    provenance: Provenance
+
+    @property
+    def shares(self) -> Float[Tensor, "layer batch site"]:
+        """Each MLP's whole share."""
+        quadratic = self.contributions.sum(-1) + self.remainder + self.trace
+        return quadratic + self.linear + self.constant
+
+    @property
+    def total(self) -> Float[Tensor, " batch"]:
+        """The target summed over its sites: the number that a multi-token target means."""
+        return self.target.sum(-1)
+
+    def mode(self, layer: int, index: int, site: int = 0) -> Mode:
+        """One kept mode, ready for `ablate`."""
+        if layer not in self.layers:
+            raise ValueError(f"layer {layer} was not attributed: layers are {self.layers}")
+        row = self.layers.index(layer)
+        value = float(self.eigenvalues[row, site, index])
+        return Mode(
+            layer=layer,
+            direction=self.directions[site],
+            eigenvalue=value,
+            eigenvector=self.eigenvectors[row, site, index],
+            label=f"L{layer}.{index} λ={value:+.3g} ({self.sites[site]})",
+        )
+
+    def top(self, k: int, batch: int = 0, site: int = 0) -> tuple[tuple[Mode, float], ...]:
+        """The k modes of largest |contribution| in one prompt, with the contribution."""
+        flat = self.contributions[:, batch, site].flatten()
+        kept = self.contributions.shape[-1]
+        order = flat.abs().argsort(descending=True, stable=True)[:k].tolist()
+        return tuple(
+            (self.mode(self.layers[i // kept], i % kept, site), float(flat[i])) for i in order
+        )
+
+
+def attribute_modes(
+    model: Any,
+    text: Text,
+    target: Target,
+    *,
+    layers: Sequence[int] | None = None,
+    k: int | None = 16,
+    gauge: Gauge = "none",
+) -> Attribution:
+    """Contributions of the top-k eigenmodes of each MLP to a target, in float64.
+
+    Args:
+        model: a HookedTransformer, a TransformerBridge or a host.
+        text: a text, several texts, or token ids [pos] or [batch, pos] without padding.
+        target: a string, a token id, a pair (first minus second) or a direction [d_model]
+            that is read after the final norm; read behind the last token of each prompt.
+        layers: all layers where it is None.
+        k: modes kept per layer by |eigenvalue|, None for all; the others stay in `remainder`.
+        gauge: "none" or "traceless" (see `eigendecompose`).
+
+    Cost: one forward pass per appended string of tokens, one eigh of d_model^2 per layer and
+    site.
+
+    Raises:
+        NotBilinearError: an MLP whose output its weights do not reproduce.
+        ValueError: bad prompts, target, layers, k or gauge.
+    """
+    host = get_host(model)
+    layers = _check_layers(host, layers)
+    if k is not None and not 1 <= k <= host.d_model:
+        raise ValueError(f"`k` must be between 1 and d_model = {host.d_model}, got {k}")
+    prompts = split_prompts(text)
+    readouts = make_readouts(host, target, prompts)
+    reading = read_sites(host, tokenize(host, prompts), readouts, _hooks(host, layers))
+    u = host.fold_readout(torch.stack([readout.direction for readout in readouts]))
+    rho = denominators(host, reading)
+    value = target_values(host, readouts, reading)
+    parts = [_attribute_layer(host, layer, u, rho, reading, k, gauge) for layer in layers]
+    stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+    explained = stacked["contributions"].sum(-1)
+    for name in ("remainder", "trace", "linear", "constant"):
+        explained = explained + stacked[name]
+    return Attribution(
+        layers=layers,
+        sites=tuple(readout.label for readout in readouts),
+        positions=reading.positions,
+        directions=u,
+        rest=value - explained.sum(0),
+        target=value,
+        provenance=provenance(host, ("final norm's denominator",), gauge),
+        **stacked,
+    )
+
+
+def _check_layers(host: AbstractHost, layers: Sequence[int] | None) -> tuple[int, ...]:
+    if layers is None:
+        return tuple(range(host.n_layers))
+    wrong = [layer for layer in layers if not 0 <= layer < host.n_layers]
+    if wrong or not layers or len(set(layers)) != len(layers):
+        raise ValueError(
+            f"`layers` must be different layers of this model's {host.n_layers} "
+            f"(0-{host.n_layers - 1}), got {list(layers)}"
+        )
+    return tuple(layers)
+
+
+def _hooks(host: AbstractHost, layers: Sequence[int]) -> list[str]:
+    hooks = [site(layer) for layer in layers for site in (host.mlp_input_site, host.mlp_out_site)]
+    return hooks + final_hooks(host)
+
+
+def _attribute_layer(
+    host: AbstractHost,
+    layer: int,
+    u: Float[Tensor, "site d_model"],
+    rho: Float[Tensor, "batch site"],
+    reading: Reading,
+    k: int | None,
+    gauge: Gauge,
+) -> dict[str, Tensor]:
+    x = reading.values[host.mlp_input_site(layer)]
+    weights = host.mlp_map(layer).to(torch.float64)
+    error = relative_error(weights(x), reading.values[host.mlp_out_site(layer)])
+    if not error <= TOLERANCES[host.dtype]:
+        raise NotBilinearError(
+            f"layer {layer}: its output differs from what its weights give by {error:.1e} of its "
+            f"largest entry (tolerance {TOLERANCES[host.dtype]:.0e}), so modes would not add up: "
+            "tl_bilinear.self_check(model) says why"
+        )
+    eigen = eigendecompose(weights.tensor, u, k, gauge=gauge)
+    activations = torch.einsum("bsd,skd->bsk", x, eigen.eigenvectors)
+    contributions = eigen.eigenvalues * activations**2 / rho[..., None]
+    trace = eigen.trace_shift * x.square().sum(-1) / rho
+    quadratic = (weights.quadratic(x) * u).sum(-1) / rho
+    return {
+        "eigenvalues": eigen.eigenvalues,
+        "eigenvectors": eigen.eigenvectors,
+        "activations": activations,
+        "contributions": contributions,
+        "remainder": quadratic - contributions.sum(-1) - trace,
+        "trace": trace,
+        "linear": (weights.linear(x) * u).sum(-1) / rho,
+        "constant": (weights.constant() * u).sum(-1) / rho,
+    }

@@ -1,0 +1,105 @@
+"""The TransformerBridge of TransformerLens 3.9 and 4.x as a host, and its bilinear MLP."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformer_lens.model_bridge.generalized_components.gated_mlp import GatedMLPBridge
+from transformer_lens.model_bridge.generalized_components.joint_gate_up_mlp import (
+    JointGateUpMLPBridge,
+)
+from transformer_lens.model_bridge.generalized_components.normalization import (
+    NormalizationBridge,
+)
+
+from tl_bilinear.hosts.host import AbstractHost
+from tl_bilinear.hosts.norm import Norm
+
+ACTIVATION_ATTRIBUTES = ("act_fn", "activation_fn", "act", "activation")
+
+
+class BilinearForward:
+    """A forward pass that multiplies gate and input, whatever the configuration says.
+
+    The stock bridge looks its activation up by name when weights are processed, and takes
+    SiLU for every name that it does not know, "linear" among them.
+    """
+
+    hook_in: Any
+    hook_out: Any
+    gate: Any
+    out: Any
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        x = self.hook_in(args[0])
+        product = self.gate(x) * getattr(self, "in")(x)
+        return self.hook_out(self.out(product))
+
+
+class BilinearMLPBridge(BilinearForward, GatedMLPBridge):
+    """`out(gate(x) * in(x))`, raw and in compatibility mode; hooks as on GatedMLPBridge."""
+
+
+class BilinearJointMLPBridge(BilinearForward, JointGateUpMLPBridge):
+    """The same where gate and input share one fused matrix."""
+
+
+BILINEAR_CLASSES = {
+    GatedMLPBridge: BilinearMLPBridge,
+    JointGateUpMLPBridge: BilinearJointMLPBridge,
+}
+
+
+def built_activation(mlp: Any) -> Callable[..., Any] | None:
+    """The activation that a built transformers or native MLP module holds, if it has one."""
+    for name in ACTIVATION_ATTRIBUTES:
+        activation = getattr(mlp, name, None)
+        if callable(activation):
+            return activation
+    return None
+
+
+def is_identity(activation: Callable[..., Any] | None) -> bool:
+    """Whether an activation returns what it is given, tried on numbers of all sizes."""
+    if activation is None:
+        return False
+    probe = torch.cat([-(10.0 ** torch.arange(-3, 4)), torch.zeros(1), 10.0 ** torch.arange(-3, 4)])
+    with torch.no_grad():
+        value = activation(probe.clone())
+    return torch.is_tensor(value) and torch.equal(value, probe)
+
+
+def adopt_mlp(mlp: Any) -> bool:
+    """Make one stock gated bridge bilinear if the activation that it wraps is the identity."""
+    target = BILINEAR_CLASSES.get(type(mlp))
+    if target is None or not is_identity(built_activation(mlp.original_component)):
+        return False
+    mlp.__class__ = target
+    return True
+
+
+class TransformerBridgeHost(AbstractHost):
+    kind = "TransformerBridge"
+
+    def mlp_out_site(self, layer: int) -> str:
+        # hook_mlp_out sits behind a post-norm in some families; edits act on the MLP itself.
+        return f"blocks.{layer}.mlp.hook_out"
+
+    def _norm(self, module: Any) -> Norm:
+        if not isinstance(module, NormalizationBridge):
+            return Norm(gain=None, bias=None, centred=False, exists=False)
+        rms = module.uses_rms_norm
+        gain = self._optional(lambda: module.weight)
+        bias = None if rms else self._optional(lambda: module.bias)
+        if gain is not None:
+            gain = gain.detach()
+            if getattr(module.config, "rmsnorm_uses_offset", False):
+                gain = 1.0 + gain
+        bias = None if bias is None else bias.detach()
+        return Norm(gain=gain, bias=bias, centred=not rms, eps=self.model.cfg.eps)
+
+    def _gate_activation(self, mlp: Any) -> Callable[..., Any] | None:
+        return (
+            None if isinstance(mlp, BilinearForward) else built_activation(mlp.original_component)
+        )

@@ -1,0 +1,55 @@
+"""Texts through a host in batches: what its hooks see over a corpus."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_bilinear.hosts import AbstractHost, get_host
+
+# Attention at several hundred positions is bound by memory: small batches stay in cache.
+BATCH = 4
+
+
+def token_batches(
+    host: AbstractHost, texts: Iterable[str]
+) -> Iterator[tuple[int, list[Int[Tensor, " pos"]]]]:
+    """(index of the batch's first text, token rows), each text cut at the model's context."""
+    batch: list[Tensor] = []
+    start = 0
+    for index, text in enumerate(texts):
+        batch.append(host.to_tokens(text)[: host.n_ctx])
+        if len(batch) == BATCH:
+            yield start, batch
+            batch, start = [], index + 1
+    if batch:
+        yield start, batch
+
+
+def read_rows(
+    host: AbstractHost, rows: Sequence[Int[Tensor, " pos"]], layers: Sequence[int]
+) -> dict[int, Float[Tensor, "batch pos d_model"]]:
+    """What the MLPs of some layers read, for token rows padded on the right; in float64."""
+    tokens = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    return {layer: value.double() for layer, value in host.read_streams(tokens, layers).items()}
+
+
+def mlp_streams(model: Any, layer: int, texts: Iterable[str]) -> Float[Tensor, "token d_model"]:
+    """The normalised stream that a layer's MLP reads, at every token of the texts.
+
+    The first token (BOS) of each text is left out: its stream is unlike any other's. Memory
+    is O(tokens * d_model), in float64.
+
+    Raises:
+        ValueError: if the texts hold no token.
+    """
+    host = get_host(model)
+    found = []
+    for _, rows in token_batches(host, texts):
+        values = read_rows(host, rows, [layer])[layer]
+        found += [value[1 : len(row)] for row, value in zip(rows, values, strict=True)]
+    if not sum(len(value) for value in found):
+        raise ValueError("the texts hold no token behind their first one")
+    return torch.cat(found)

@@ -1,0 +1,69 @@
+"""The HookedTransformer of TransformerLens 3.9 as a host, and its bilinear MLP component."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformer_lens.components.layer_norm import LayerNorm
+from transformer_lens.components.layer_norm_pre import LayerNormPre
+from transformer_lens.components.mlps.can_be_used_as_mlp import CanBeUsedAsMLP
+from transformer_lens.components.rms_norm import RMSNorm
+from transformer_lens.components.rms_norm_pre import RMSNormPre
+from transformer_lens.hook_points import HookPoint
+
+from tl_bilinear.hosts.host import AbstractHost
+from tl_bilinear.hosts.norm import Norm
+
+
+class BilinearMLP(CanBeUsedAsMLP):
+    """`((x W_gate + b_gate) * (x W_in + b_in)) W_out + b_out`.
+
+    The parameters and hooks are those of TransformerLens' GatedMLP, with `b_gate` added and
+    `b_in` inside the product (GatedMLP adds it after): that is what makes folding a
+    LayerNorm's bias exact.
+    """
+
+    def __init__(self, cfg: Any):
+        super().__init__(cfg)
+        self.select_activation_function()
+        d_model, dtype = self.cfg.d_model, self.cfg.dtype
+        self.W_gate = nn.Parameter(torch.empty(d_model, self.d_mlp, dtype=dtype))
+        self.W_in = nn.Parameter(torch.empty(d_model, self.d_mlp, dtype=dtype))
+        self.W_out = nn.Parameter(torch.empty(self.d_mlp, d_model, dtype=dtype))
+        self.b_gate = nn.Parameter(torch.zeros(self.d_mlp, dtype=dtype))
+        self.b_in = nn.Parameter(torch.zeros(self.d_mlp, dtype=dtype))
+        self.b_out = nn.Parameter(torch.zeros(d_model, dtype=dtype))
+        self.hook_pre = HookPoint()  # [batch, pos, d_mlp], x W_gate + b_gate
+        self.hook_pre_linear = HookPoint()  # [batch, pos, d_mlp], x W_in + b_in
+        self.hook_post = HookPoint()  # [batch, pos, d_mlp], their product
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        # Contiguous transposes: nn.Linear's memory layout, so that bfloat16 sums in the
+        # order in which Hugging Face's modules sum.
+        left = self.hook_pre(F.linear(x, self.W_gate.T.contiguous(), self.b_gate))
+        right = self.hook_pre_linear(F.linear(x, self.W_in.T.contiguous(), self.b_in))
+        return F.linear(self.hook_post(left * right), self.W_out.T.contiguous(), self.b_out)
+
+
+class HookedTransformerHost(AbstractHost):
+    kind = "HookedTransformer"
+
+    def _norm(self, module: Any) -> Norm:
+        if isinstance(module, (RMSNorm, RMSNormPre)):
+            gain = module.w.detach() if isinstance(module, RMSNorm) else None
+            return Norm(gain=gain, bias=None, centred=False, eps=module.eps)
+        if isinstance(module, LayerNorm):
+            return Norm(
+                gain=module.w.detach(), bias=module.b.detach(), centred=True, eps=module.eps
+            )
+        if isinstance(module, LayerNormPre):
+            return Norm(gain=None, bias=None, centred=True, eps=module.eps)
+        if isinstance(module, nn.Identity):
+            return Norm(gain=None, bias=None, centred=False, exists=False)
+        raise ValueError(f"unknown norm {type(module).__name__} in a HookedTransformer")
+
+    def _gate_activation(self, mlp: Any) -> Callable[..., Any] | None:
+        return None if isinstance(mlp, BilinearMLP) else mlp.act_fn

@@ -1,0 +1,43 @@
+"""What a normalisation does to a residual stream, in the terms that folding needs."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """`gain * (x - mean) / scale + bias`; scale and mean are the host's to compute.
+
+    The normalised stream, `(x - mean) / scale`, is what TransformerLens calls
+    `hook_normalized`: it comes before gain and bias.
+    """
+
+    gain: Float[Tensor, " d_model"] | None
+    """None where there is none (or where it is folded away): a gain of one."""
+    bias: Float[Tensor, " d_model"] | None
+    centred: bool
+    """LayerNorm subtracts the mean; RMSNorm and no norm do not."""
+    eps: float = 0.0
+    """Added to the mean square under the root."""
+    exists: bool = True
+    """False where the model has no norm here: the scale is one."""
+
+    def normalize(self, stream: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """The normalised stream, before gain and bias."""
+        if not self.exists:
+            return stream
+        if self.centred:
+            stream = stream - stream.mean(-1, keepdim=True)
+        return stream / (stream.square().mean(-1, keepdim=True) + self.eps).sqrt()
+
+    def fold_readout(
+        self, readout: Float[Tensor, "*batch d_model"]
+    ) -> Float[Tensor, "*batch d_model"]:
+        """The u with `u . x / scale = readout . (gain * (x - mean) / scale)`."""
+        if self.gain is not None:
+            readout = readout * self.gain.to(readout)
+        if self.centred:
+            readout = readout - readout.mean(-1, keepdim=True)
+        return readout
