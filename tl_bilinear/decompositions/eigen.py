@@ -33,14 +33,13 @@ class Eigendecomposition:
     gauge: Gauge
     trace_shift: Float[Tensor, "*batch"]
     """a, the multiple of the identity that the gauge took out of Q; zero without a gauge."""
-    norm: Float[Tensor, "*batch"]
-    """Frobenius norm of the whole decomposed matrix, kept pairs or not."""
+    error: Float[Tensor, "*batch"]
+    """Frobenius norm of what the kept pairs leave out; 0 where all are kept."""
 
     @property
-    def error(self) -> Float[Tensor, "*batch"]:
-        """Frobenius norm of what the kept pairs leave out; 0 where all are kept."""
-        left = self.norm**2 - self.eigenvalues.square().sum(-1)
-        return left.clamp_min(0).sqrt()
+    def norm(self) -> Float[Tensor, "*batch"]:
+        """Frobenius norm of the whole decomposed matrix, kept pairs or not."""
+        return (self.error**2 + self.eigenvalues.square().sum(-1)).sqrt()
 
     def activations(self, x: Float[Tensor, "*points d_in"]) -> Float[Tensor, "*points k"]:
         """v_k . x for every kept pair; for a single direction."""
@@ -60,6 +59,7 @@ class Eigendecomposition:
             self,
             eigenvalues=self.eigenvalues[..., :k],
             eigenvectors=self.eigenvectors[..., :k, :],
+            error=(self.error**2 + self.eigenvalues[..., k:].square().sum(-1)).sqrt(),
         )
 
     def to_tensor(self) -> BilinearTensor:
@@ -140,7 +140,9 @@ def eigendecompose(
         identity = torch.eye(d_in, dtype=matrix.dtype, device=matrix.device)
         matrix = matrix - shift[..., None, None] * identity
     values, columns = torch.linalg.eigh(matrix)
-    order = values.abs().argsort(dim=-1, descending=True, stable=True)[..., :k]
+    order = values.abs().argsort(dim=-1, descending=True, stable=True)
+    dropped = values.gather(-1, order)[..., d_in if k is None else k :]
+    order = order[..., :k]
     vectors = columns.mT.gather(-2, order[..., None].expand(*order.shape, d_in))
     largest = vectors.gather(-1, vectors.abs().argmax(-1, keepdim=True))
     vectors = vectors * torch.where(largest < 0, -1.0, 1.0)
@@ -151,5 +153,5 @@ def eigendecompose(
         direction=u.to(tensor.out.device, dtype),
         gauge=gauge,
         trace_shift=shift.to(dtype),
-        norm=matrix.square().sum((-2, -1)).sqrt().to(dtype),
+        error=dropped.square().sum(-1).sqrt().to(dtype),
     )

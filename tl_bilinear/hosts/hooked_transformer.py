@@ -51,6 +51,10 @@ class BilinearMLP(CanBeUsedAsMLP):
 class HookedTransformerHost(AbstractHost):
     kind = "HookedTransformer"
 
+    def final_norm(self) -> Norm:
+        # A HookedTransformer with normalization_type=None is built without one.
+        return self._norm(getattr(self.model, "ln_final", None) or nn.Identity())
+
     def _norm(self, module: Any) -> Norm:
         if isinstance(module, (RMSNorm, RMSNormPre)):
             gain = module.w.detach() if isinstance(module, RMSNorm) else None
