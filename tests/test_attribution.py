@@ -7,8 +7,7 @@ from models import hosts, native
 import tl_bilinear as tlb
 from tl_bilinear import NotBilinearError
 from tl_bilinear.attribution import mode_activations, reading_tokens, top_examples
-from tl_bilinear.hosts.prompts import read_sites, tokenize
-from tl_bilinear.hosts.target import make_readouts
+from tl_bilinear.hosts.reading import denominators, take_reading
 
 PROMPT = "Lily saw a boy named Tim. Tim was sad because he lost"
 TARGETS = {
@@ -53,7 +52,7 @@ def brute_force(model, tokens, target) -> tuple[torch.Tensor, torch.Tensor]:
             out = out - out.mean(-1, keepdim=True)
         scale = cache["ln_final.hook_scale"][:, -1] if norm.exists else 1.0
         gain = 1.0 if norm.gain is None else norm.gain
-        shares.append(((gain * out / scale) @ w.to(out)))
+        shares.append((gain * out / scale) @ w.to(out))
     return value, torch.stack(shares)
 
 
@@ -168,12 +167,48 @@ def test_top_is_ordered_and_ready_for_ablation(story):
     mode, value = rows[0]
     host = tlb.get_host(story)
     streams = host.read_streams(host.to_tokens(PROMPT)[None], [mode.layer])[mode.layer]
-    readouts = make_readouts(host, (" his", " her"), [PROMPT])
-    reading = read_sites(host, tokenize(host, [PROMPT]), readouts, ["ln_final.hook_scale"])
-    rho = float(reading.values["ln_final.hook_scale"])
+    rho = float(denominators(host, take_reading(host, PROMPT, (" his", " her"), [])))
     expected = float(mode.contributions(streams[0, -1].double())) / rho
     assert value == pytest.approx(expected, rel=1e-5)
     assert str(mode.layer) in repr(mode)
+
+
+@pytest.mark.parametrize("host", hosts())
+def test_a_cache_gives_what_the_prompt_gives(host):
+    model = native("LN", host)
+    tokens = torch.randint(0, 40, (2, 9))
+    _, cache = model.run_with_cache(tokens)
+    for target in TARGETS.values():
+        for positions in ("last", "all"):
+            given = {"target": target, "positions": positions}
+            fresh = tlb.attribute_modes(model, tokens, **given)
+            cached = tlb.attribute_modes(model, cache, **given)
+            torch.testing.assert_close(cached.contributions, fresh.contributions)
+            torch.testing.assert_close(cached.target, fresh.target)
+            torch.testing.assert_close(cached.rest, fresh.rest, rtol=1e-7, atol=1e-9)
+            parts = tlb.attribute_components(model, cache, **given)
+            torch.testing.assert_close(parts.total, fresh.target)
+    _, small = model.run_with_cache(tokens, names_filter="ln_final.hook_scale")
+    with pytest.raises(ValueError, match="the cache lacks"):
+        tlb.attribute_modes(model, small, 7)
+
+
+@pytest.mark.parametrize("host", hosts())
+def test_all_positions_equal_the_last_position_of_every_beginning(host):
+    model = native("RMS", host)
+    tokens = torch.randint(0, 40, (2, 6))
+    everywhere = tlb.attribute_modes(model, tokens, (3, 4), positions="all")
+    assert everywhere.contributions.shape == (2, 2, 6, 16)
+    assert len(set(everywhere.sites)) == 6
+    for position in range(6):
+        last = tlb.attribute_modes(model, tokens[:, : position + 1], (3, 4))
+        torch.testing.assert_close(
+            everywhere.contributions[:, :, position],
+            last.contributions[:, :, 0],
+            rtol=1e-6,
+            atol=1e-9,
+        )
+        torch.testing.assert_close(everywhere.target[:, position], last.target[:, 0])
 
 
 def test_a_model_that_is_not_bilinear_is_refused():
@@ -222,6 +257,10 @@ def test_bad_input_says_what_to_do(story):
     for words, (prompt, target) in cases.items():
         with pytest.raises(ValueError, match=words):
             tlb.attribute_modes(story, prompt, target)
+    with pytest.raises(ValueError, match='positions="all" cannot append the first tokens'):
+        tlb.attribute_modes(story, PROMPT, " ball", positions="all")
+    with pytest.raises(ValueError, match="needs prompts of one length"):
+        tlb.attribute_modes(story, [PROMPT, "Tim"], " his", positions="all")
     with pytest.raises(ValueError, match="`layers` must be different layers of this model's 5"):
         tlb.attribute_modes(story, PROMPT, " his", layers=[5])
     with pytest.raises(ValueError, match="`k` must be between 1 and d_model = 64, got 0"):

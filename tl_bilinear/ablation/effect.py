@@ -11,16 +11,9 @@ from tl_bilinear.ablation.hook import ablate
 from tl_bilinear.decompositions import Mode
 from tl_bilinear.hosts import AbstractHost, get_host
 from tl_bilinear.hosts.corpus import mlp_streams
-from tl_bilinear.hosts.prompts import (
-    Reading,
-    denominators,
-    final_hooks,
-    read_sites,
-    split_prompts,
-    target_values,
-    tokenize,
-)
-from tl_bilinear.hosts.target import Readout, Target, make_readouts
+from tl_bilinear.hosts.prompts import split_prompts, tokenize
+from tl_bilinear.hosts.reading import Reading, denominators, directions, read_ends, target_values
+from tl_bilinear.hosts.target import Target, make_readouts
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,10 +79,9 @@ def measure_ablation(
         raise ValueError(f"one prompt is needed, got {len(prompts)}")
     readouts = make_readouts(host, target, prompts)
     tokens = tokenize(host, prompts)
-    hooks = [*final_hooks(host), host.mlp_input_site(mode.layer)]
 
     def run() -> Reading:
-        return read_sites(host, tokens, readouts, hooks)
+        return read_ends(host, tokens, readouts, [host.mlp_input_site(mode.layer)])
 
     before = run()
     with ablate(host, mode):
@@ -98,35 +90,35 @@ def measure_ablation(
     controls = []
     for control in matched_random_modes(mode, streams, draws, seed):
         with ablate(host, control):
-            controls.append(float(target_values(host, readouts, run()).sum()))
+            controls.append(float(target_values(host, run()).sum()))
     return AblationEffect(
         mode=mode,
-        sites=tuple(readout.label for readout in readouts),
-        before=float(target_values(host, readouts, before).sum()),
-        after=float(target_values(host, readouts, after).sum()),
-        direct=_direct(host, mode, readouts, before),
+        sites=before.labels(),
+        before=float(target_values(host, before).sum()),
+        after=float(target_values(host, after).sum()),
+        direct=_direct(host, mode, before),
         controls=tuple(controls),
         rms=rms_contribution(mode, streams),
         tokens=streams.shape[0],
         seed=seed,
-        probabilities=_probabilities(host, readouts, before, after),
+        probabilities=_probabilities(host, before, after),
     )
 
 
-def _direct(host: AbstractHost, mode: Mode, readouts: Sequence[Readout], reading: Reading) -> float:
+def _direct(host: AbstractHost, mode: Mode, reading: Reading) -> float:
     x = reading.values[host.mlp_input_site(mode.layer)][0]
     lost = mode.contributions(x)
-    u = host.fold_readout(torch.stack([readout.direction for readout in readouts]))
+    u = directions(host, reading)
     direction = mode.direction.to(u)
     along = u @ direction / direction.square().sum()
     return float(-(along * lost / denominators(host, reading)[0]).sum())
 
 
 def _probabilities(
-    host: AbstractHost, readouts: Sequence[Readout], before: Reading, after: Reading
+    host: AbstractHost, before: Reading, after: Reading
 ) -> tuple[tuple[str, float, float], ...]:
     rows = []
-    for site, readout in enumerate(readouts):
+    for site, readout in enumerate(before.readouts):
         first = before.logits[0, site].softmax(-1)
         second = after.logits[0, site].softmax(-1)
         for token in readout.weights:

@@ -14,18 +14,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_bilinear.hosts import AbstractHost, get_host
-from tl_bilinear.hosts.prompts import (
-    Reading,
-    Text,
-    denominators,
-    final_hooks,
-    read_sites,
-    split_prompts,
-    target_values,
-    tokenize,
-)
+from tl_bilinear.hosts.prompts import Text
 from tl_bilinear.hosts.provenance import Provenance, provenance
-from tl_bilinear.hosts.target import Readout, Target, make_readouts
+from tl_bilinear.hosts.reading import (
+    Positions,
+    Reading,
+    denominators,
+    directions,
+    take_reading,
+    target_values,
+)
+from tl_bilinear.hosts.target import Readout, Target
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,20 +54,20 @@ class ComponentAttribution:
         return self.target - self.total
 
 
-def attribute_components(model: Any, text: Text, target: Target) -> ComponentAttribution:
+def attribute_components(
+    model: Any, text: Text | Any, target: Target, *, positions: Positions = "last"
+) -> ComponentAttribution:
     """Direct effect of each component on a target, in float64.
 
     Args and errors as for `attribute_modes`. Cost: one forward pass per appended string of
     tokens; O(n_layers * n_heads * d_head * d_model) per prompt.
     """
     host = get_host(model)
-    prompts = split_prompts(text)
-    readouts = make_readouts(host, target, prompts)
     layers = range(host.n_layers)
-    hooks = [host.embedding_site(), *final_hooks(host)]
+    hooks = [host.embedding_site()]
     hooks += [site(layer) for layer in layers for site in (host.head_site, host.mlp_out_site)]
-    reading = read_sites(host, tokenize(host, prompts), readouts, hooks)
-    u = host.fold_readout(torch.stack([readout.direction for readout in readouts]))
+    reading = take_reading(host, text, target, hooks, positions)
+    u = directions(host, reading)
     rho = denominators(host, reading)
 
     def project(value: Float[Tensor, "batch site d_model"]) -> Float[Tensor, "batch site"]:
@@ -76,13 +75,13 @@ def attribute_components(model: Any, text: Text, target: Target) -> ComponentAtt
 
     biases = [host.b_O(layer).detach().double() @ u.T / rho for layer in layers]
     return ComponentAttribution(
-        sites=tuple(readout.label for readout in readouts),
+        sites=reading.labels(),
         embedding=project(reading.values[host.embedding_site()]),
         heads=torch.stack([_heads(host, layer, u, rho, reading) for layer in layers]),
         attention_bias=torch.stack(biases),
         mlps=torch.stack([project(reading.values[host.mlp_out_site(layer)]) for layer in layers]),
-        bias=torch.stack([_bias(host, readout) for readout in readouts]),
-        target=target_values(host, readouts, reading),
+        bias=torch.stack([_bias(host, readout) for readout in reading.readouts]),
+        target=target_values(host, reading),
         provenance=provenance(host, ("final norm's denominator",), "none"),
     )
 

@@ -22,19 +22,19 @@ from torch import Tensor
 from tl_bilinear.decompositions import Mode, eigendecompose
 from tl_bilinear.decompositions.eigen import Gauge
 from tl_bilinear.hosts import AbstractHost, get_host
-from tl_bilinear.hosts.prompts import (
-    Reading,
-    Text,
-    denominators,
-    final_hooks,
-    read_sites,
-    split_prompts,
-    target_values,
-    tokenize,
-)
+from tl_bilinear.hosts.prompts import Text
 from tl_bilinear.hosts.provenance import Provenance, provenance
+from tl_bilinear.hosts.reading import (
+    Positions,
+    Reading,
+    denominators,
+    directions,
+    take_reading,
+    target_values,
+)
 from tl_bilinear.hosts.self_check import TOLERANCES, NotBilinearError, relative_error
-from tl_bilinear.hosts.target import Target, make_readouts
+from tl_bilinear.hosts.target import Target
+from tl_bilinear.tensor import BilinearTensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,10 +105,11 @@ class Attribution:
 
 def attribute_modes(
     model: Any,
-    text: Text,
+    text: Text | Any,
     target: Target,
     *,
     layers: Sequence[int] | None = None,
+    positions: Positions = "last",
     k: int | None = 16,
     gauge: Gauge = "none",
 ) -> Attribution:
@@ -116,10 +117,14 @@ def attribute_modes(
 
     Args:
         model: a HookedTransformer, a TransformerBridge or a host.
-        text: a text, several texts, or token ids [pos] or [batch, pos] without padding.
-        target: a string, a token id, a pair (first minus second) or a direction [d_model]
-            that is read after the final norm; read behind the last token of each prompt.
+        text: a text, several texts, token ids [pos] or [batch, pos] without padding, or the
+            model's ActivationCache.
+        target: a string (of several tokens: their sum, each read where the model predicts
+            it), a token id, a pair (first minus second) or a direction [d_model] that is read
+            after the final norm.
         layers: all layers where it is None.
+        positions: "last" reads where each prompt ends; "all" reads a single-token target at
+            every position, as one site each.
         k: modes kept per layer by |eigenvalue|, None for all; the others stay in `remainder`.
         gauge: "none" or "traceless" (see `eigendecompose`).
 
@@ -134,12 +139,11 @@ def attribute_modes(
     layers = _check_layers(host, layers)
     if k is not None and not 1 <= k <= host.d_model:
         raise ValueError(f"`k` must be between 1 and d_model = {host.d_model}, got {k}")
-    prompts = split_prompts(text)
-    readouts = make_readouts(host, target, prompts)
-    reading = read_sites(host, tokenize(host, prompts), readouts, _hooks(host, layers))
-    u = host.fold_readout(torch.stack([readout.direction for readout in readouts]))
+    hooks = [site(layer) for layer in layers for site in (host.mlp_input_site, host.mlp_out_site)]
+    reading = take_reading(host, text, target, hooks, positions)
+    u = directions(host, reading)
     rho = denominators(host, reading)
-    value = target_values(host, readouts, reading)
+    value = target_values(host, reading)
     parts = [_attribute_layer(host, layer, u, rho, reading, k, gauge) for layer in layers]
     stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
     explained = stacked["contributions"].sum(-1)
@@ -147,7 +151,7 @@ def attribute_modes(
         explained = explained + stacked[name]
     return Attribution(
         layers=layers,
-        sites=tuple(readout.label for readout in readouts),
+        sites=reading.labels(),
         positions=reading.positions,
         directions=u,
         rest=value - explained.sum(0),
@@ -169,11 +173,6 @@ def _check_layers(host: AbstractHost, layers: Sequence[int] | None) -> tuple[int
     return tuple(layers)
 
 
-def _hooks(host: AbstractHost, layers: Sequence[int]) -> list[str]:
-    hooks = [site(layer) for layer in layers for site in (host.mlp_input_site, host.mlp_out_site)]
-    return hooks + final_hooks(host)
-
-
 def _attribute_layer(
     host: AbstractHost,
     layer: int,
@@ -192,14 +191,14 @@ def _attribute_layer(
             f"largest entry (tolerance {TOLERANCES[host.dtype]:.0e}), so modes would not add up: "
             "tl_bilinear.self_check(model) says why"
         )
-    eigen = eigendecompose(weights.tensor, u, k, gauge=gauge)
-    activations = torch.einsum("bsd,skd->bsk", x, eigen.eigenvectors)
-    contributions = eigen.eigenvalues * activations**2 / rho[..., None]
-    trace = eigen.trace_shift * x.square().sum(-1) / rho
+    values, vectors, shift = _eigenpairs(weights.tensor, u, k, gauge)
+    activations = torch.einsum("bsd,skd->bsk", x, vectors)
+    contributions = values * activations**2 / rho[..., None]
+    trace = shift * x.square().sum(-1) / rho
     quadratic = (weights.quadratic(x) * u).sum(-1) / rho
     return {
-        "eigenvalues": eigen.eigenvalues,
-        "eigenvectors": eigen.eigenvectors,
+        "eigenvalues": values,
+        "eigenvectors": vectors,
         "activations": activations,
         "contributions": contributions,
         "remainder": quadratic - contributions.sum(-1) - trace,
@@ -207,3 +206,16 @@ def _attribute_layer(
         "linear": (weights.linear(x) * u).sum(-1) / rho,
         "constant": (weights.constant() * u).sum(-1) / rho,
     }
+
+
+def _eigenpairs(
+    tensor: BilinearTensor, u: Float[Tensor, "site d_model"], k: int | None, gauge: Gauge
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, vectors and trace shift per site; sites that share a direction share one eigh."""
+    if len(u) > 1 and (u == u[0]).all():
+        eigen = eigendecompose(tensor, u[:1], k, gauge=gauge)
+        values, vectors, shift = eigen.eigenvalues, eigen.eigenvectors, eigen.trace_shift
+        sites = len(u)
+        return values.expand(sites, -1), vectors.expand(sites, -1, -1), shift.expand(sites)
+    eigen = eigendecompose(tensor, u, k, gauge=gauge)
+    return eigen.eigenvalues, eigen.eigenvectors, eigen.trace_shift

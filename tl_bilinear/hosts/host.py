@@ -222,7 +222,8 @@ class AbstractHost(ABC):
 
     def require_sites(self, sites: Sequence[str]) -> None:
         """Raise KeyError for a name that is not in the model's `hook_dict`."""
-        unknown = [site for site in sites if site not in self.model.hook_dict]
+        known = self.model.hook_dict  # built anew at every access by a bridge
+        unknown = [site for site in sites if site not in known]
         if unknown:
             raise KeyError(
                 f"{self.kind} has no hook named {unknown}: see the keys of model.hook_dict"

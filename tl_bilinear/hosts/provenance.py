@@ -1,5 +1,6 @@
 """Where a result comes from: model fingerprint, versions, and what was held fixed."""
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -35,15 +36,20 @@ class Provenance:
 
 def provenance(host: AbstractHost, frozen: tuple[str, ...], gauge: str) -> Provenance:
     """The record for a result computed on `host` now."""
-    packages = ("tl_bilinear", "transformer_lens", "torch")
     return Provenance(
         model=str(host.model.cfg.model_name).rstrip("/").rsplit("/", 1)[-1],
         fingerprint=fingerprint(host),
         host=host.kind,
-        versions=", ".join(f"{name} {version(name)}" for name in packages),
+        versions=_versions(),
         frozen=frozen,
         gauge=gauge,
     )
+
+
+@functools.cache
+def _versions() -> str:
+    packages = ("tl_bilinear", "transformer_lens", "torch")
+    return ", ".join(f"{name} {version(name)}" for name in packages)
 
 
 def fingerprint(host: AbstractHost) -> str:

@@ -1,0 +1,101 @@
+# `make report` and `make test` set up what they need, once: .venv holds TransformerLens 3.9 and
+# .venv-tl4 TransformerLens 4, at the versions in constraints/. They need Python 3.11 or newer with
+# pip and venv, and the network the first time only.
+#
+# On Linux PyPI's torch brings gigabytes of CUDA libraries. Without an NVIDIA card, set up with
+#     make report TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# which takes torch, and nothing else, from PyTorch's own index of CPU builds.
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+PYTEST_ARGS ?=
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+export HF_HUB_OFFLINE ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1 # else it asks the network for a newer version
+
+.PHONY: help report test test-tl3 test-tl4 test-tl4-quietly check format models demos bench clean
+
+help: ## list what make can do
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+report: .venv/.package ## write report.html: a bundled model, taken apart
+	.venv/bin/tl-bilinear report -o report.html
+
+# Both environments at once; the second one's output waits for the first to be done.
+test: .venv/.test .venv-tl4/.test ## run the tests on TransformerLens 3.9 and on 4
+	@mkdir -p .cache; rm -f .cache/test-*.log; status=0; \
+	OMP_NUM_THREADS=1 $(MAKE) --keep-going --jobs=2 test-tl3 test-tl4-quietly || status=$$?; \
+	cat .cache/test-tl4.log; \
+	for n in 3 4; do echo "TransformerLens $$n:"; tail -n 1 .cache/test-tl$$n.log; done; \
+	exit $$status
+
+test-tl3: .venv/.test ## the tests on TransformerLens 3.9 alone; PYTEST_ARGS="-k tensor" to pick
+	@mkdir -p .cache
+	@set -o pipefail; .venv/bin/python -m pytest $(PYTEST_ARGS) 2>&1 | tee .cache/test-tl3.log
+
+test-tl4: .venv-tl4/.test ## the tests on TransformerLens 4 alone
+	@mkdir -p .cache
+	@set -o pipefail; .venv-tl4/bin/python -m pytest $(PYTEST_ARGS) 2>&1 | tee .cache/test-tl4.log
+
+test-tl4-quietly:
+	@$(MAKE) test-tl4 > /dev/null
+
+check: .venv/.lint .venv/.test ## formatting, lint, types, and who may import whom
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/pyright
+	.venv/bin/python -m pytest tests/test_imports.py
+
+format: .venv/.lint ## let ruff format and mend
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+models: .venv/.package ## train the bundled models again (hours); TEXT=file to train on other text
+	.venv/bin/python -m tl_bilinear.conversion.stories --work-dir .cache/models $(if $(TEXT),--text "$(TEXT)")
+
+demos: .venv/.package ## run every demo
+	@for demo in demos/*.py; do echo "== $$demo"; .venv/bin/python "$$demo" || exit 1; done
+
+bench: .venv/.package ## run the benchmarks
+	.venv/bin/python benchmarks/run.py
+
+clean: ## remove caches and builds; environments and trained models stay
+	rm -rf build dist report.html .pytest_cache .ruff_cache .hypothesis .cache/test-*.log
+	find tl_bilinear tests demos benchmarks -name __pycache__ -prune -exec rm -rf {} + 2> /dev/null || true
+
+# Set-up. $(1) is the environment, $(2) its constraints.
+#
+# .package, .test and .lint in an environment say that a step is done. While a step is at work
+# .package is called .unfinished, and an environment where that is found is made anew. One with
+# neither was made by hand and is brought up to date.
+#
+# torch comes alone, so that TORCH_INDEX is asked for nothing else and no looser requirement picks
+# another build; what torch itself needs comes with the package.
+define environment
+$(1)/.package: pyproject.toml $(2)
+	@if [ -e $(1)/.unfinished ] || ! $(1)/bin/python -m pip --version > /dev/null 2>&1; then \
+	    $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("The tested versions need Python 3.11 or newer: make PYTHON=python3.11 ...")'; \
+	    rm -rf $(1); mkdir $(1); touch $(1)/.unfinished; \
+	    $(PYTHON) -m venv $(1); \
+	fi
+	@echo "Setting up $(1) from $(2): once, some minutes"
+	@rm -f $$@; touch $(1)/.unfinished
+	@$(1)/bin/python -m pip install --quiet --constraint $(2) pip
+	@$(1)/bin/python -m pip install --quiet --constraint $(2) --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@$(1)/bin/python -m pip install --quiet --constraint $(2) --build-constraint $(2) --editable '.[views]'
+	@mv $(1)/.unfinished $$@; touch $$@
+
+$(1)/.lint: $(1)/.test
+$(1)/.test $(1)/.lint: $(1)/.%: $(1)/.package
+	@echo "Adding the $$* tools to $(1)"
+	@mv $(1)/.package $(1)/.unfinished
+	@$(1)/bin/python -m pip install --quiet --constraint $(2) --group $$*
+	@mv $(1)/.unfinished $(1)/.package; touch $$@
+endef
+
+$(eval $(call environment,.venv,constraints/tl3.txt))
+$(eval $(call environment,.venv-tl4,constraints/tl4.txt))

@@ -1,0 +1,56 @@
+"""Seeds, the offline switch and the inputs that not every machine has.
+
+It must not import tl_bilinear at the top: shape checking is put into the package as it is imported,
+and what is imported before pytest is ready goes unchecked.
+"""
+
+import os
+import random
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingface_hub
+os.environ.setdefault("MPLBACKEND", "Agg")  # a figure needs no screen
+
+import hypothesis  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+# The same examples every time, and no deadline: the first call of a torch operation is slow.
+hypothesis.settings.register_profile(
+    "tl_bilinear", deadline=None, derandomize=True, max_examples=40
+)
+hypothesis.settings.load_profile("tl_bilinear")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    if item.get_closest_marker("network") and os.environ["HF_HUB_OFFLINE"] != "0":
+        pytest.skip("needs the Hugging Face hub: set HF_HUB_OFFLINE=0")
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real inputs that lies beside the repository on some machines only."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"the real inputs of {folder} are not on this machine")
+    return folder
+
+
+@pytest.fixture
+def unchecked():
+    """What a user without the shape checker sees: our own errors instead of the checker's."""
+    import jaxtyping
+
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
