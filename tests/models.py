@@ -1,19 +1,20 @@
 """Tiny random models on every host, and a checkpoint that has everything that goes wrong."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-HOSTS_3 = ("hooked_transformer", "transformer_bridge")
-HOSTS_4 = ("transformer_bridge",)
+HostName = Literal["hooked_transformer", "transformer_bridge"]
 
 
-def hosts() -> tuple[str, ...]:
+def hosts() -> tuple[HostName, ...]:
     """The hosts that the installed TransformerLens has."""
     from tl_bilinear.hosts import has_hooked_transformer
 
-    return HOSTS_3 if has_hooked_transformer() else HOSTS_4
+    if has_hooked_transformer():
+        return ("hooked_transformer", "transformer_bridge")
+    return ("transformer_bridge",)
 
 
 def tiny_llama(hidden_act: str = "linear", **options: Any) -> Any:

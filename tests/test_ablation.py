@@ -174,6 +174,7 @@ def test_positive_control_a_mode_that_reads_the_prompt_beats_every_random_one():
     host_weights = model.blocks[0].mlp
     with torch.no_grad():  # one neuron becomes 3 (v . x)^2 u / |u|^2
         gain = host.mlp_norm(0).gain
+        assert gain is not None
         host_weights.W_gate[:, 0] = v / gain
         host_weights.W_in[:, 0] = 3 * v / gain
         host_weights.W_out[0] = u / u.square().sum()

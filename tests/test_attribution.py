@@ -106,7 +106,8 @@ def test_a_string_is_the_sum_of_its_teacher_forced_logits(story):
     length = story.to_tokens(PROMPT).shape[1]
     with torch.no_grad():
         logits = story(tokens[None])[0]
-    expected = sum(logits[i - 1, tokens[i]] for i in range(length, len(tokens)))
+    places = torch.arange(length, len(tokens))
+    expected = logits[places - 1, tokens[places]].sum()
     found = tlb.attribute_modes(story, PROMPT, " ball")
     assert len(found.sites) == len(tokens) - length > 1
     torch.testing.assert_close(found.total[0], expected.double(), rtol=0, atol=1e-4)

@@ -70,7 +70,10 @@ FAULTS = {
     "missing": (lambda f: edit_weights(f, drop), r"layers\.1\.mlp\.gate_proj\.weight is missing"),
     "NaN": (lambda f: edit_weights(f, poison), r"layers\.1\.mlp\.gate_proj\.weight holds NaN"),
     "surplus": (lambda f: edit_weights(f, surplus), r"layers\.7.*has no place in this model"),
-    "truncated": (truncate, "the file is cut or damaged, fetch or write it again"),
+    "truncated": (
+        truncate,
+        r"cut or damaged, from model\.layers\.1\.\S+ on, fetch or write it again",
+    ),
     "damaged header": (corrupt_header, "the file is cut or damaged"),
     "biases that would be dropped": (
         lambda f: edit_config(f, mlp_bias=False),

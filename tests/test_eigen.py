@@ -8,7 +8,11 @@ from strategies import normal, tensors
 
 from tl_bilinear import BilinearTensor, eigendecompose
 
-EXACT = {"rtol": 1e-9, "atol": 1e-10}
+
+def close(value: torch.Tensor, expected: torch.Tensor, name: str = "") -> None:
+    torch.testing.assert_close(
+        value, expected, rtol=1e-9, atol=1e-10, msg=lambda message: f"{name} {message}"
+    )
 
 
 @given(st.data(), st.sampled_from(["none", "traceless"]))
@@ -18,13 +22,13 @@ def test_sum_of_all_modes_is_the_function(data, gauge):
     x = normal(data.draw, 4, tensor.d_in)
     eigen = eigendecompose(tensor, u, gauge=gauge)
     total = eigen.contributions(x).sum(-1) + eigen.trace_shift * x.square().sum(-1)
-    torch.testing.assert_close(total, tensor(x) @ u, **EXACT)
-    torch.testing.assert_close(eigen.to_tensor()(x)[:, 0], tensor(x) @ u, **EXACT)
+    close(total, tensor(x) @ u)
+    close(eigen.to_tensor()(x)[:, 0], tensor(x) @ u)
     assert eigen.error == 0
     matrix = eigen.to_tensor().to_dense()[0] - eigen.trace_shift * torch.eye(
         tensor.d_in, dtype=torch.float64
     )
-    torch.testing.assert_close(eigen.norm, matrix.norm(), **EXACT)
+    close(eigen.norm, matrix.norm())
 
 
 @given(st.data())
@@ -34,7 +38,7 @@ def test_order_signs_and_orthonormality(data):
     sizes = eigen.eigenvalues.abs()
     assert (sizes[:, :-1] >= sizes[:, 1:] - 1e-12).all()
     gram = eigen.eigenvectors @ eigen.eigenvectors.mT
-    torch.testing.assert_close(gram, torch.eye(5, dtype=torch.float64).expand(3, 5, 5), **EXACT)
+    close(gram, torch.eye(5, dtype=torch.float64).expand(3, 5, 5))
     largest = eigen.eigenvectors.gather(-1, eigen.eigenvectors.abs().argmax(-1, keepdim=True))
     assert (largest > 0).all()
 
@@ -46,7 +50,7 @@ def test_batch_equals_one_by_one(data):
     batch = eigendecompose(tensor, u, 2)
     for row in range(3):
         single = eigendecompose(tensor, u[row], 2)
-        torch.testing.assert_close(batch.eigenvalues[row], single.eigenvalues, **EXACT)
+        close(batch.eigenvalues[row], single.eigenvalues)
 
 
 def test_the_spectrum_is_that_of_the_symmetrised_matrix():
@@ -57,7 +61,7 @@ def test_the_spectrum_is_that_of_the_symmetrised_matrix():
     wrong = torch.linalg.eigvalsh(dense)
     right = torch.linalg.eigvalsh((dense + dense.T) / 2)
     found = eigendecompose(tensor, u).eigenvalues.sort().values
-    torch.testing.assert_close(found, right, **EXACT)
+    close(found, right)
     assert not torch.allclose(found, wrong)
 
 
@@ -70,7 +74,7 @@ def test_truncation_error_is_what_is_left_out_and_falls_with_k():
         kept = eigen.truncate(k)
         dense = kept.to_tensor().to_dense()[0]
         expected = (tensor.interaction_matrix(u) - dense).norm()
-        torch.testing.assert_close(kept.error, expected, **EXACT)
+        close(kept.error, expected)
         errors.append(float(kept.error))
     assert errors == sorted(errors, reverse=True)
     torch.testing.assert_close(eigendecompose(tensor, u, 2).error, eigen.truncate(2).error)
@@ -83,7 +87,7 @@ def test_gauges_differ_by_a_multiple_of_the_identity():
     assert traceless.eigenvalues.sum().abs() < 1e-10
     assert (plain.gauge, traceless.gauge) == ("none", "traceless")
     shifted = plain.eigenvalues.sort().values - traceless.trace_shift
-    torch.testing.assert_close(shifted, traceless.eigenvalues.sort().values, **EXACT)
+    close(shifted, traceless.eigenvalues.sort().values)
 
 
 def test_degenerate_groups_are_named():

@@ -8,7 +8,11 @@ from strategies import normal, tensors
 
 from tl_bilinear import BilinearTensor, QuadraticMap
 
-EXACT = {"rtol": 1e-9, "atol": 1e-12}
+
+def close(value: torch.Tensor, expected: torch.Tensor, name: str = "") -> None:
+    torch.testing.assert_close(
+        value, expected, rtol=1e-9, atol=1e-12, msg=lambda message: f"{name} {message}"
+    )
 
 
 def evaluate(dense: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -20,14 +24,14 @@ def test_forward_is_the_dense_contraction(data):
     tensor = data.draw(tensors(same_legs=False))
     x = normal(data.draw, 3, tensor.d_left)
     y = normal(data.draw, 3, tensor.d_right)
-    torch.testing.assert_close(tensor(x, y), evaluate(tensor.to_dense(), x, y), **EXACT)
+    close(tensor(x, y), evaluate(tensor.to_dense(), x, y))
 
 
 @given(st.data())
 def test_one_input_feeds_both_legs(data):
     tensor = data.draw(tensors())
     x = normal(data.draw, 2, 3, tensor.d_in)
-    torch.testing.assert_close(tensor(x), evaluate(tensor.to_dense(), x, x), **EXACT)
+    close(tensor(x), evaluate(tensor.to_dense(), x, x))
 
 
 @given(st.data())
@@ -52,9 +56,7 @@ def test_operations_equal_their_dense_twins(data):
         ),
     }
     for name, (value, expected) in twins.items():
-        torch.testing.assert_close(
-            value, expected, **EXACT, msg=lambda m, name=name: f"{name}: {m}"
-        )
+        close(value, expected, name)
 
 
 @given(st.data())
@@ -62,14 +64,14 @@ def test_symmetrized_and_change_basis(data):
     tensor = data.draw(tensors())
     dense = tensor.to_dense()
     symmetric = tensor.symmetrized().to_dense()
-    torch.testing.assert_close(symmetric, (dense + dense.mT) / 2, **EXACT)
+    close(symmetric, (dense + dense.mT) / 2)
     x = normal(data.draw, tensor.d_in)
-    torch.testing.assert_close(tensor.symmetrized()(x), tensor(x), **EXACT)
+    close(tensor.symmetrized()(x), tensor(x))
     basis = normal(data.draw, tensor.d_in, 2)
     changed = torch.einsum("oij,ia,jb->oab", dense, basis, basis)
-    torch.testing.assert_close(tensor.change_basis(basis).to_dense(), changed, **EXACT)
+    close(tensor.change_basis(basis).to_dense(), changed)
     z = normal(data.draw, 4, 2)
-    torch.testing.assert_close(tensor.change_basis(basis)(z), tensor(z @ basis.T), **EXACT)
+    close(tensor.change_basis(basis)(z), tensor(z @ basis.T))
 
 
 @given(st.data())
@@ -78,9 +80,9 @@ def test_interaction_matrix(data):
     u = normal(data.draw, 3, tensor.d_out)
     matrix = tensor.interaction_matrix(u)
     dense = torch.einsum("bo,oij->bij", u, tensor.to_dense())
-    torch.testing.assert_close(matrix, (dense + dense.mT) / 2, **EXACT)
+    close(matrix, (dense + dense.mT) / 2)
     x = normal(data.draw, tensor.d_in)
-    torch.testing.assert_close(torch.einsum("bij,i,j->b", matrix, x, x), u @ tensor(x), **EXACT)
+    close(torch.einsum("bij,i,j->b", matrix, x, x), u @ tensor(x))
 
 
 def test_interaction_matrix_of_two_spaces_is_rectangular():
@@ -95,7 +97,7 @@ def test_algebra_laws(data):
     a = data.draw(tensors())
     b = BilinearTensor(*(normal(data.draw, size, 2) for size in (a.d_in, a.d_in, a.d_out)))
     assert (a - a).norm() <= 1e-6 * (1 + a.norm())
-    torch.testing.assert_close(a.inner(b), b.inner(a), **EXACT)
+    close(a.inner(b), b.inner(a))
     torch.testing.assert_close((a + b).inner(a), a.inner(a) + b.inner(a), rtol=1e-9, atol=1e-9)
     assert a.inner(b).abs() <= a.norm() * b.norm() * (1 + 1e-9)
     assert a.symmetrized().norm() <= a.norm() * (1 + 1e-9)
@@ -119,11 +121,11 @@ def test_quadratic_map_parts_add_up(data):
     x = normal(data.draw, 3, tensor.d_in)
     product = (x @ tensor.left + biases[0]) * (x @ tensor.right + biases[1])
     expected = product @ tensor.out.T + biases[2]
-    torch.testing.assert_close(layer(x), expected, **EXACT)
+    close(layer(x), expected)
     parts = layer.quadratic(x) + layer.linear(x) + layer.constant()
     torch.testing.assert_close(parts, expected, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(layer.linear(x), x @ layer.linear_map().T, rtol=1e-9, atol=1e-10)
-    torch.testing.assert_close(layer(torch.zeros_like(x[0])), layer.constant(), **EXACT)
+    close(layer(torch.zeros_like(x[0])), layer.constant())
 
 
 @given(st.data(), st.booleans())

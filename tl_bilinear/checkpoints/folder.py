@@ -92,10 +92,30 @@ def _stored_shapes(folder: Path) -> dict[str, Shape]:
                     shapes[name] = tuple(file.get_slice(name).get_shape())
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{path} cannot be read as safetensors ({error}): the file is cut or damaged, "
-                "fetch or write it again"
+                f"{path} cannot be read as safetensors ({error}): the file is cut or damaged"
+                f"{_first_lost(path)}, fetch or write it again"
             ) from None
     return shapes
+
+
+def _first_lost(path: Path) -> str:
+    """ ", from NAME on": the first tensor that a cut file no longer holds, if it can be told.
+
+    A safetensors file is the header's length (8 bytes), a JSON header with each tensor's
+    offsets, and the data.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(min(start - 8, size)))
+            ends = {key: entry["data_offsets"][1] for key, entry in header.items() if key[0] != "_"}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return ""
+    lost = [
+        key for key, end in sorted(ends.items(), key=lambda item: item[1]) if start + end > size
+    ]
+    return f", from {lost[0]} on" if lost else ""
 
 
 def _weight_files(folder: Path) -> list[Path]:
