@@ -14,8 +14,11 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 export HF_HUB_OFFLINE ?= 1
+# Threads that wait do not spin: on a shared machine everything is far quicker.
+export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1 # else it asks the network for a newer version
+# Else pyright asks the network for a newer version.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .PHONY: help report test test-tl3 test-tl4 test-tl4-quietly check format models demos bench clean
 

@@ -9,6 +9,7 @@ import random
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingface_hub
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch; do not spin on shared cores
 os.environ.setdefault("MPLBACKEND", "Agg")  # a figure needs no screen
 
 import hypothesis  # noqa: E402

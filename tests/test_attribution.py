@@ -227,6 +227,17 @@ def test_reading_tokens_are_sorted_by_activation(story):
     assert positive[0] > negative[0] and len(positive) == len(negative) == 5
 
 
+def test_reading_tokens_among_some(story):
+    mode = tlb.attribute_modes(story, PROMPT, (" his", " her")).mode(0, 0)
+    ids = sorted(set(story.to_tokens(PROMPT)[0].tolist()))
+    names = set(tlb.get_host(story).str_tokens(torch.tensor(ids)))
+    found = reading_tokens(story, mode, k=50, among=ids)
+    assert {name for name, _ in found.positive} == names
+    assert found.positive == found.negative[::-1]
+    with pytest.raises(ValueError, match="holds no token id"):
+        reading_tokens(story, mode, among=[9999])
+
+
 def test_examples_are_the_largest_activations(story):
     modes = [tlb.attribute_modes(story, PROMPT, (" his", " her")).mode(4, i) for i in (0, 1)]
     texts = ["Tom had a dog.", "Lily lost her ball. She was sad.", "The sun was hot and red."]
@@ -246,7 +257,7 @@ def test_examples_are_the_largest_activations(story):
 
 def test_bad_input_says_what_to_do(story):
     cases = {
-        "begin the target with a space": (PROMPT, "l"),
+        "begin the target with a space": (PROMPT + " hi", "s"),
         "the target is an empty string": (PROMPT, ""),
         "are the same tokens": (PROMPT, (" his", " his")),
         "token 512 is out of range": (PROMPT, 512),

@@ -11,7 +11,6 @@ constant's scale.
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -92,8 +91,3 @@ class QuadraticMap:
             right_bias=right_bias,
             out_bias=self.out_bias,
         )
-
-
-def zeros_like_rank(tensor: BilinearTensor) -> Float[Tensor, " rank"]:
-    """A zero inner bias for `tensor`."""
-    return torch.zeros(tensor.rank, dtype=tensor.out.dtype, device=tensor.out.device)

@@ -35,22 +35,32 @@ class Example:
     """Which of the texts it comes from."""
 
 
-def reading_tokens(model: Any, mode: Mode, k: int = 10) -> TokenReading:
+def reading_tokens(
+    model: Any, mode: Mode, k: int = 10, *, among: Iterable[int] | None = None
+) -> TokenReading:
     """The k tokens that read most into a mode with each sign. O(d_vocab * d_model).
 
     The direct path only: a token's embedding through the norm that the MLP reads through, as
     if it stood alone in the stream. What attention and earlier MLPs write is left out.
+
+    Args:
+        among: the token ids to choose from, such as those that occur in a text: embeddings of
+            tokens that were never trained are noise. The whole vocabulary where it is None.
+
+    Raises:
+        ValueError: `among` holds no token id of this model.
     """
     host = get_host(model)
     stream = host.mlp_norm(mode.layer).normalize(host.W_E.detach().double())
     activation = stream @ mode.eigenvector.to(stream)
-    order = activation.argsort(descending=True, stable=True)
-    names = host.str_tokens(torch.arange(len(activation)))
-
-    def rows(indices: Tensor) -> tuple[tuple[str, float], ...]:
-        return tuple((names[i], float(activation[i])) for i in indices.tolist())
-
-    return TokenReading(rows(order[:k]), rows(order.flip(0)[:k]))
+    allowed = set(range(len(activation))) if among is None else set(among)
+    order = [i for i in activation.argsort(descending=True, stable=True).tolist() if i in allowed]
+    if not order:
+        raise ValueError(f"`among` holds no token id of this model (0-{len(activation) - 1})")
+    names = host.str_tokens(torch.tensor(order))
+    values = activation[order].tolist()
+    rows = tuple(zip(names, values, strict=True))
+    return TokenReading(rows[:k], rows[::-1][:k])
 
 
 def mode_activations(

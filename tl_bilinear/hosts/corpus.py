@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from tl_bilinear.hosts import AbstractHost, get_host
@@ -13,9 +13,7 @@ from tl_bilinear.hosts import AbstractHost, get_host
 BATCH = 4
 
 
-def token_batches(
-    host: AbstractHost, texts: Iterable[str]
-) -> Iterator[tuple[int, list[Int[Tensor, " pos"]]]]:
+def token_batches(host: AbstractHost, texts: Iterable[str]) -> Iterator[tuple[int, list[Tensor]]]:
     """(index of the batch's first text, token rows), each text cut at the model's context."""
     batch: list[Tensor] = []
     start = 0
@@ -29,9 +27,12 @@ def token_batches(
 
 
 def read_rows(
-    host: AbstractHost, rows: Sequence[Int[Tensor, " pos"]], layers: Sequence[int]
+    host: AbstractHost, rows: Sequence[Tensor], layers: Sequence[int]
 ) -> dict[int, Float[Tensor, "batch pos d_model"]]:
-    """What the MLPs of some layers read, for token rows padded on the right; in float64."""
+    """What the MLPs of some layers read, for rows of token ids; in float64.
+
+    Rows may differ in length: they are padded on the right, which a causal model does not see.
+    """
     tokens = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
     return {layer: value.double() for layer, value in host.read_streams(tokens, layers).items()}
 

@@ -163,11 +163,14 @@ class AbstractHost(ABC):
     # ---- text ----------------------------------------------------------------------------
 
     def to_tokens(self, text: str) -> Int[Tensor, " pos"]:
-        """Token ids of one text as TransformerLens makes them, BOS first by its default."""
+        """Token ids of one text as TransformerLens makes them, BOS first by its default.
+
+        The whole text: it may be longer than the context.
+        """
         if not isinstance(text, str):
             raise ValueError(f"one text (a string) is needed, got {type(text).__name__}")
         _ = self.tokenizer
-        return self.model.to_tokens(text)[0].cpu()
+        return self.model.to_tokens(text, truncate=False)[0].cpu()
 
     def str_tokens(self, tokens: Int[Tensor, " pos"]) -> list[str]:
         """Each token as text, spaces kept where the tokenizer marks them.
@@ -274,7 +277,10 @@ class AbstractHost(ABC):
 
 
 def readable(piece: str) -> str:
-    """A vocabulary entry as text: SentencePiece's and byte-level BPE's marks undone."""
-    if piece.startswith("<0x") and piece.endswith(">") and len(piece) == 6:
-        return bytes([int(piece[3:5], 16)]).decode("utf-8", errors="replace")
+    """A vocabulary entry as text: SentencePiece's and byte-level BPE's marks undone.
+
+    A byte token stays "<0x6F>", so that it is not taken for the letter; a newline is one.
+    """
+    if piece == "<0x0A>":
+        return "\n"
     return piece.replace("\u2581", " ").replace("\u0120", " ").replace("\u010a", "\n")

@@ -36,6 +36,6 @@ def split_prompts(text: Text) -> list[Prompt]:
     return prompts
 
 
-def tokenize(host: AbstractHost, prompts: Sequence[Prompt]) -> list[Int[Tensor, " pos"]]:
-    """Token ids of every prompt."""
+def tokenize(host: AbstractHost, prompts: Sequence[Prompt]) -> list[Tensor]:
+    """Token ids [pos] of every prompt."""
     return [host.to_tokens(p) if isinstance(p, str) else p.detach().cpu() for p in prompts]

@@ -86,7 +86,7 @@ def take_reading(
 
 def read_ends(
     host: AbstractHost,
-    prompts: Sequence[Int[Tensor, " pos"]],
+    prompts: Sequence[Tensor],
     readouts: Sequence[Readout],
     hooks: Sequence[str],
 ) -> Reading:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from tl_bilinear.hosts import AbstractHost
@@ -30,7 +30,7 @@ class Readout:
 
 
 def make_readouts(
-    host: AbstractHost, target: Target, prompts: Sequence[str | Int[Tensor, " pos"]]
+    host: AbstractHost, target: Target, prompts: Sequence[str | Tensor]
 ) -> tuple[Readout, ...]:
     """The readouts of a target after these prompts, in the order of their prefixes.
 

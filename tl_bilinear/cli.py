@@ -1,0 +1,176 @@
+"""The command line, `tl-bilinear`: short tables on stdout, progress and errors on stderr."""
+
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from tl_bilinear.report import Report
+
+app = typer.Typer(
+    name="tl-bilinear",
+    help="Bilinear transformers, read from their weights inside TransformerLens.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Host(str, Enum):
+    auto = "auto"
+    hooked_transformer = "hooked_transformer"
+    transformer_bridge = "transformer_bridge"
+
+
+@app.command()
+def report(
+    model: Annotated[
+        str, typer.Option("--model", help="A bundled model or a local Hugging Face folder.")
+    ] = "stories-5l",
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="The text before the target; a story by default.")
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            help="What comes next, with its space (' his'). By default ' his' against ' her' "
+            "behind the default prompt, and behind another the two most likely tokens.",
+        ),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", help="A text whose logit is subtracted.")
+    ] = None,
+    layer: Annotated[
+        int | None,
+        typer.Option("--layer", help="Take this layer apart instead of the two strongest."),
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The HTML file to write.")] = Path(
+        "report.html"
+    ),
+    host: Annotated[Host, typer.Option("--host", help="The TransformerLens class.")] = Host.auto,
+) -> None:
+    """Take one prediction of a model apart and write it as one self-contained HTML page."""
+    with _errors_in_one_line(), _progress() as progress:
+        from tl_bilinear.report.write import require_writable, write_report
+        from tl_bilinear.views import require_views
+
+        require_views()
+        require_writable(output)
+        progress("importing TransformerLens and loading the model")
+        from tl_bilinear.checkpoints import load
+        from tl_bilinear.report import measure_report
+        from tl_bilinear.report.stories import SOURCE, story_beginnings
+
+        measured = measure_report(
+            load(model, host=host.value),
+            story_beginnings(),
+            texts_source=SOURCE,
+            prompt=prompt,
+            target=target,
+            against=against,
+            layer=layer,
+            progress=progress,
+        )
+        progress("writing the page")
+        path = write_report(measured, output)
+    _summarise(measured, path)
+
+
+@app.command()
+def models() -> None:
+    """List the models that come with the package."""
+    with _errors_in_one_line():
+        from tl_bilinear.checkpoints import bundled_models
+        from tl_bilinear.checkpoints.bundled import bundled_folder
+
+        names = ("name", "MLP", "layers", "d_model", "d_mlp", "d_vocab")
+        table = Table(*(Column(name, no_wrap=True) for name in names), box=SIMPLE)
+        for name in bundled_models():
+            folder = bundled_folder(name)
+            assert folder is not None
+            table.add_row(name, *_model_row(folder))
+    Console().print(table)
+
+
+def _model_row(folder: Path) -> list[str]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    gate = config["hidden_act"]
+    names = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")
+    return [
+        "bilinear" if gate == "linear" else f"gated ({gate})",
+        *(f"{config[name]:,}" for name in names),
+    ]
+
+
+def _summarise(measured: "Report", path: Path) -> None:
+    parts, effect, top = measured.components, measured.ablation, measured.top_mode
+    table = Table("quantity", "value", title=Text(f"target: {measured.question.words}"))
+    table.columns[1].justify = "right"
+    changes = effect.control_changes
+    rows = [
+        ("the model's own value (logits)", f"{float(parts.target[0].sum()):+.4f}"),
+        ("sum of all components", f"{float(parts.total[0].sum()):+.4f}"),
+        ("discrepancy", f"{float(parts.discrepancy[0].sum()):.1e}"),
+        (f"top mode {top.name}: direct effect", f"{top.contribution:+.4f}"),
+        (f"ablating {top.name}: change of the target", f"{effect.change:+.4f}"),
+        (f"{len(changes)} random modes: least change", f"{min(changes):+.4f}"),
+        (f"{len(changes)} random modes: greatest change", f"{max(changes):+.4f}"),
+        ("random modes that change it as much", f"{effect.controls_as_large} of {len(changes)}"),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    # Not through rich, which would wrap a long path.
+    typer.echo(f"page: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+@contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    """What a user can mend is said in one line on stderr, with exit code 1."""
+    # Read when torch is first imported: else its threads spin while they wait for each other,
+    # which takes ten times as long where other programs want the cores too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Everything is local; progress bars of other packages would break ours.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (ValueError, OSError, ImportError) as error:
+        typer.echo(f"tl-bilinear: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(1) from error
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A function that shows each step on stderr, with the seconds it has been running."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"))
+    with Progress(*columns, TimeElapsedColumn(), console=console) as bars:
+
+        def step(description: str) -> None:
+            _finish(bars)
+            bars.add_task(description, total=1)
+
+        yield step
+        _finish(bars)
+
+
+def _finish(bars: Any) -> None:
+    for task in bars.tasks:
+        bars.update(task.id, completed=1)

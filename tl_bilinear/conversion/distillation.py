@@ -1,0 +1,365 @@
+"""From a gated to a bilinear transformer: anneal the gate while distilling from the original.
+
+The student starts as a copy of the model, its gate is annealed from the original activation to
+g/2 (see `annealing`), and all its weights are trained on
+
+    KL(teacher || student) + next_token_weight * (-log p of the next token)
+
+per token, with the unconverted model as frozen teacher. At the end the factor 1/2 is folded.
+Method: arXiv:2410.08417, appendix J, which fine-tunes on the next-token loss alone; distilling from
+the unconverted model is ours.
+
+    bilinear = bilinearize(model, token_stream, DistillationConfig(n_steps=1000), out_folder="run")
+
+A run writes `training.pt` (weights, optimizer, step) and `metrics.jsonl` to its folder, and goes on
+from there when called again. The windows of step t are a function of (seed, t) alone, there is no
+dropout, and so a run that was stopped ends bit for bit where an uninterrupted one does, on the same
+machine, torch version and number of threads.
+"""
+
+import copy
+import io
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from tl_bilinear.conversion.annealing import (
+    anneal_,
+    cosine_schedule,
+    fold_gate_,
+    gate_activation,
+    linear_schedule,
+    set_beta_,
+)
+from tl_bilinear.conversion.files import fingerprint_parameters, fingerprint_tokens, replace_file
+
+_SCHEDULES = {"linear": linear_schedule, "cosine": cosine_schedule}
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """How to distil; checked on creation (ValueError).
+
+    Attributes:
+        n_steps: optimizer steps in all.
+        batch_size: windows of text per step.
+        window: tokens per window.
+        learning_rate: the peak, after `warmup_steps` of linear rise.
+        final_learning_rate: where the cosine decay ends.
+        warmup_steps: steps of linear rise.
+        anneal_fraction: share of the steps over which beta goes from 1 to 0.
+        schedule: "linear" or "cosine" decline of beta.
+        next_token_weight: weight of the next-token loss beside the divergence's 1.
+        weight_decay: AdamW's, on all weights.
+        beta2: AdamW's second decay rate.
+        clip_norm: the gradient's norm is cut to this.
+        seed: chooses the windows.
+    """
+
+    n_steps: int = 3000
+    batch_size: int = 16
+    window: int = 256
+    learning_rate: float = 2e-3
+    final_learning_rate: float = 1e-5
+    warmup_steps: int = 50
+    anneal_fraction: float = 0.3
+    schedule: str = "linear"
+    next_token_weight: float = 0.0
+    weight_decay: float = 0.0
+    beta2: float = 0.99
+    clip_norm: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        """Raise ValueError for the first value out of range."""
+        for name in ("n_steps", "batch_size", "learning_rate", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` is {getattr(self, name)}: give a number above 0.")
+        for name in ("warmup_steps", "next_token_weight", "weight_decay", "final_learning_rate"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"`{name}` is {getattr(self, name)}: give 0 or more.")
+        if self.window < 2:
+            raise ValueError(f"`window` is {self.window}: give at least 2 tokens.")
+        if not 0 < self.anneal_fraction <= 1:
+            raise ValueError(
+                f"`anneal_fraction` is {self.anneal_fraction}: give a share above 0 and up to 1."
+            )
+        if self.schedule not in _SCHEDULES:
+            raise ValueError(
+                f"`schedule` is {self.schedule!r}: expected one of {', '.join(_SCHEDULES)}."
+            )
+
+    def beta(self, step: int) -> float:
+        """Return the gate's beta at a step."""
+        return _SCHEDULES[self.schedule](step, self.n_steps, self.anneal_fraction)
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate at a step: linear warm-up, then a cosine down to the final."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        share = (step - self.warmup_steps) / max(1, self.n_steps - self.warmup_steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+        return self.final_learning_rate + cosine * (self.learning_rate - self.final_learning_rate)
+
+
+class Losses(NamedTuple):
+    """Mean per token, in nats: divergence from the teacher, and next-token loss."""
+
+    kl: Float[Tensor, ""]
+    next_token: Float[Tensor, ""]
+
+
+def windows(
+    data: Int[Tensor, " n_tokens"], config: DistillationConfig, step: int
+) -> Int[Tensor, "batch window"]:
+    """Return the windows of text of one step, a function of (data, config.seed, step) alone."""
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    starts = torch.randint(
+        0, len(data) - config.window + 1, (config.batch_size,), generator=generator
+    )
+    return data[starts[:, None] + torch.arange(config.window)]
+
+
+def distillation_losses(
+    student_logits: Float[Tensor, "batch pos d_vocab"],
+    teacher_logits: Float[Tensor, "batch pos d_vocab"],
+    tokens: Int[Tensor, "batch pos"],
+) -> Losses:
+    """Return KL(teacher || student) over all positions, and the next-token loss."""
+    student = functional.log_softmax(student_logits.float(), dim=-1)
+    teacher = functional.log_softmax(teacher_logits.float(), dim=-1)
+    divergence = (teacher.exp() * (teacher - student)).sum(-1).mean()
+    next_token = -student[:, :-1].gather(-1, tokens[:, 1:, None]).mean()
+    return Losses(divergence, next_token)
+
+
+def bilinearize(
+    model: PreTrainedModel,
+    data: Int[Tensor, " n_tokens"],
+    config: DistillationConfig = DistillationConfig(),  # noqa: B008 (frozen)
+    *,
+    start: PreTrainedModel | None = None,
+    out_folder: str | Path | None = None,
+    checkpoint_every: int = 50,
+    evaluate: Callable[[PreTrainedModel], dict[str, float]] | None = None,
+    evaluate_every: int = 500,
+    stop_at: int | None = None,
+    progress: bool = True,
+) -> PreTrainedModel:
+    """Return a bilinear copy of a gated transformer, distilled from it; `model` stays as it is.
+
+    Args:
+        model: a Llama-like model of transformers (gate_proj, up_proj, down_proj; SiLU or GELU).
+        data: one stream of tokens, each text begun by the beginning-of-text token.
+        config: the recipe.
+        start: a bilinear student to train further, without annealing, as a second run of
+            `bilinearize` does with another learning rate; a copy of `model` where it is None.
+        out_folder: where the run is kept and resumed from; None keeps nothing.
+        checkpoint_every: steps between two writings of `training.pt`.
+        evaluate: called with the student as it is, unfolded; its numbers join the metrics.
+        evaluate_every: steps between two evaluations; the last step has one too.
+        stop_at: stop before this step and return the student as it is, unfolded.
+        progress: show a progress bar with the losses and beta.
+
+    Returns:
+        A model of the same class with hidden_act "linear", in eval mode.
+
+    Raises:
+        ValueError: for a model that cannot be annealed or is bilinear already; for data shorter
+            than a window or with tokens the model does not have; for a window beyond the context;
+            where `out_folder` holds a run of another model, data or config.
+    """
+    _check_data(model, data, config)
+    student = _student(model, start)
+    student.eval().requires_grad_(True)  # eval: no dropout
+    identity = _identity(model, data, config)
+    if start is not None:
+        identity["start"] = fingerprint_parameters(start)
+    run = _Run(student, config, out_folder, identity)
+    run.resume()
+    end = config.n_steps if stop_at is None else min(stop_at, config.n_steps)
+    bar = tqdm(range(run.step, end), initial=run.step, total=config.n_steps, disable=not progress)
+    bar.set_description("bilinearize")
+    was_training = model.training
+    model.eval()
+    try:
+        for step in bar:
+            tokens = windows(data, config, step).to(model.device)
+            beta = config.beta(step) if start is None else 0.0
+            if start is None:
+                set_beta_(student, beta)
+            metrics = _train_step(student, model, tokens, run.optimizer, config, step)
+            metrics["beta"] = beta
+            bar.set_postfix({k: f"{metrics[k]:.4f}" for k in ("kl", "next_token", "beta")})
+            last = step + 1 == config.n_steps
+            if evaluate is not None and (last or (step + 1) % evaluate_every == 0):
+                metrics |= evaluate(student)
+            run.record(metrics)
+            if step + 1 == end or (step + 1) % checkpoint_every == 0:
+                run.save()
+    finally:
+        model.train(was_training)
+    if start is None and run.step == config.n_steps:
+        set_beta_(student, 0.0)
+        fold_gate_(student)
+    return student
+
+
+def _student(model: PreTrainedModel, start: PreTrainedModel | None) -> PreTrainedModel:
+    """What is trained: a copy of the model with annealed gates, or of the bilinear start."""
+    if start is None:
+        student = copy.deepcopy(model)
+        anneal_(student)
+        return student
+    if gate_activation(start) != "linear":
+        raise ValueError(
+            f"`start` has the gate activation {gate_activation(start)!r}: give a bilinear model "
+            'with hidden_act "linear", as bilinearize returns it, or leave it out.'
+        )
+    return copy.deepcopy(start)
+
+
+def _train_step(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    tokens: Int[Tensor, "batch window"],
+    optimizer: torch.optim.Optimizer,
+    config: DistillationConfig,
+    step: int,
+) -> dict[str, float]:
+    rate = config.rate(step)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    with torch.no_grad():
+        teacher_logits = teacher(tokens, use_cache=False).logits
+    losses = distillation_losses(student(tokens, use_cache=False).logits, teacher_logits, tokens)
+    optimizer.zero_grad(set_to_none=True)
+    (losses.kl + config.next_token_weight * losses.next_token).backward()
+    norm = nn.utils.clip_grad_norm_(student.parameters(), config.clip_norm)
+    optimizer.step()
+    return {
+        "step": step,
+        "kl": losses.kl.item(),
+        "next_token": losses.next_token.item(),
+        "learning_rate": rate,
+        "gradient_norm": norm.item(),
+    }
+
+
+class _Run:
+    """The state of a run between steps, and its folder.
+
+    `training.pt` is written first under another name, and metrics are appended when it has been:
+    a run that was cut off at any moment is found as its last checkpoint left it.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        config: DistillationConfig,
+        folder: str | Path | None,
+        identity: dict,
+    ):
+        self.student, self.identity = student, identity
+        self.folder = None if folder is None else Path(folder)
+        self.step, self.seconds = 0, 0.0
+        self.metrics: list[dict[str, float]] = []
+        self.clock = time.perf_counter()
+        self.optimizer = torch.optim.AdamW(
+            student.parameters(),
+            lr=config.learning_rate,
+            betas=(0.9, config.beta2),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+
+    def record(self, metrics: dict[str, float]) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self.clock
+        self.clock = now
+        self.step = int(metrics["step"]) + 1
+        self.metrics.append({**metrics, "seconds": round(self.seconds, 3)})
+
+    def save(self) -> None:
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        state = {
+            "identity": self.identity,
+            "step": self.step,
+            "seconds": self.seconds,
+            "metrics": self.metrics,
+            "model": self.student.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        torch.save(state, buffer)
+        replace_file(self.folder / "training.pt", buffer.getvalue())
+        lines = "".join(json.dumps(m) + "\n" for m in self.metrics)
+        replace_file(self.folder / "metrics.jsonl", lines.encode())
+
+    def resume(self) -> None:
+        path = None if self.folder is None else self.folder / "training.pt"
+        if path is None or not path.exists():
+            return
+        try:
+            state = torch.load(path, map_location=self.student.device, weights_only=True)
+        except Exception as error:
+            raise ValueError(
+                f"{path} cannot be read ({type(error).__name__}): delete it to start again."
+            ) from error
+        changed = [k for k, v in self.identity.items() if state["identity"].get(k) != v]
+        if changed:
+            was = ", ".join(f"{k}={state['identity'].get(k)!r}" for k in changed)
+            now = ", ".join(f"{k}={self.identity[k]!r}" for k in changed)
+            raise ValueError(
+                f"{self.folder} holds a run with {was}, but this one has {now}: "
+                "give another out_folder, or delete that one."
+            )
+        self.student.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.metrics = state["metrics"]
+
+
+def _identity(
+    model: PreTrainedModel, data: Int[Tensor, " n_tokens"], config: DistillationConfig
+) -> dict:
+    return {
+        "model": fingerprint_parameters(model),
+        "data": fingerprint_tokens(data),
+        **asdict(config),
+    }
+
+
+def _check_data(
+    model: PreTrainedModel, data: Int[Tensor, " n_tokens"], config: DistillationConfig
+) -> None:
+    if len(data) < config.window:
+        raise ValueError(
+            f"the data has {len(data)} tokens, fewer than a window of {config.window}: "
+            "give more text or a smaller window."
+        )
+    context = model.config.max_position_embeddings
+    if config.window > context:
+        raise ValueError(
+            f"`window` is {config.window}, but the model's context is {context}: "
+            f"give at most {context}."
+        )
+    low, high = int(data.min()), int(data.max())
+    if low < 0 or high >= model.config.vocab_size:
+        raise ValueError(
+            f"the data holds token ids from {low} to {high}, but the model has the ids "
+            f"0 to {model.config.vocab_size - 1}: tokenize it with the model's own tokenizer."
+        )

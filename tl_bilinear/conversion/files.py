@@ -1,0 +1,58 @@
+"""Files written whole or not at all, and fingerprints that say what a file belongs to."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+
+def replace_file(path: str | Path, content: bytes) -> None:
+    """Write `content` to `path` through a temporary file: readers see the old file or the new."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def replace_folder(temporary: str | Path, folder: str | Path) -> None:
+    """Move every file of `temporary` over the file of that name in `folder`; drop `temporary`.
+
+    Both must lie on one file system: each file is then replaced whole.
+    """
+    temporary, folder = Path(temporary), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(temporary.iterdir()):
+        path.replace(folder / path.name)
+    temporary.rmdir()
+
+
+def fingerprint_parameters(model: nn.Module) -> str:
+    """Return the first 16 hex digits of the sha256 over names and values of all parameters."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode())
+        values = parameter.detach().cpu().contiguous()
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def fingerprint_tokens(tokens: Int[Tensor, " n_tokens"]) -> str:
+    """Return the first 16 hex digits of the sha256 over the tokens as 64-bit integers."""
+    values = tokens.detach().cpu().long().contiguous().numpy()
+    return hashlib.sha256(values.tobytes()).hexdigest()[:16]
+
+
+def fingerprint_settings(settings: object) -> str:
+    """Return the first 8 hex digits of the sha256 over a frozen dataclass's printout."""
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
+
+
+def sha256_of_file(path: str | Path) -> str:
+    """Return the sha256 of a file's bytes, in hex."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

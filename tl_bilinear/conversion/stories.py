@@ -1,0 +1,299 @@
+"""The recipe of `stories-5l`: stories260K, a SwiGLU Llama, made bilinear.
+
+Everything it needs lies in the package: the teacher (`zoo/stories-5l-swiglu`) writes the training
+text itself. A run is kept in the work folder; when stopped, the same command goes on. At the end
+the model and its card replace those in `zoo/stories-5l`, file by file.
+
+    python -m tl_bilinear.conversion.stories --work-dir .cache/models
+"""
+
+import ctypes
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from jaxtyping import Int
+from rich.console import Console
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tl_bilinear.conversion.annealing import anneal_, fold_gate_
+from tl_bilinear.conversion.distillation import DistillationConfig, bilinearize
+from tl_bilinear.conversion.evaluation import (
+    SEPARATOR,
+    Evaluation,
+    encode_stories,
+    evaluate,
+    load_folder,
+    read_stories,
+)
+from tl_bilinear.conversion.files import (
+    fingerprint_settings,
+    fingerprint_tokens,
+    replace_file,
+    replace_folder,
+)
+from tl_bilinear.conversion.sampling import SampledStories, sample_stories
+from tl_bilinear.conversion.story_card import StoryCard, card_text
+
+ZOO = Path(__file__).parents[1] / "zoo"
+TEACHER, STUDENT, SHIPPED_TEXT = "stories-5l-swiglu", "stories-5l", "stories.txt"
+HELD_OUT = 150  # the first stories of a text, never trained on
+TRAINING_SEED, SHIPPED_SEED = 0, 1  # of the stories that the teacher writes
+SAMPLING_BATCH = 512
+N_SHIPPED = 200
+CURVE_STORIES = 100  # of the shipped text, read for the curve while training
+RECIPE = DistillationConfig(n_steps=3600, batch_size=8, next_token_weight=0.2)
+# A second run from the first one's end, at half the rate, on twice the text per step.
+POLISH = DistillationConfig(
+    n_steps=2600, batch_size=16, learning_rate=1e-3, next_token_weight=0.2, seed=1
+)
+N_STORIES = 2560
+PROMPT = "Once upon a time"
+
+
+def shippable_texts(samples: SampledStories, tokenizer, n_stories: int) -> list[str]:
+    """Return the first `n_stories` texts of `samples` that are complete and read back the same.
+
+    A story passes where it ended by itself and its text, tokenized again, gives its own tokens:
+    that leaves out broken UTF-8 and spellings that the tokenizer would not choose.
+
+    Raises:
+        ValueError: where fewer stories pass.
+    """
+    rows = [row for row, ok in zip(samples.rows(), samples.complete.tolist(), strict=True) if ok]
+    texts = tokenizer.batch_decode([r[1:] for r in rows], clean_up_tokenization_spaces=False)
+    again = encode_stories(tokenizer, texts)
+    passed = [
+        text
+        for text, row, reread in zip(texts, rows, again, strict=True)
+        if row == reread and text == text.strip() and text and SEPARATOR not in text
+    ]
+    if len(passed) < n_stories:
+        raise ValueError(
+            f"only {len(passed)} of {len(samples)} stories are complete and read back the same, "
+            f"but {n_stories} were asked for: sample more."
+        )
+    return passed[:n_stories]
+
+
+def write_shipped_text(teacher: PreTrainedModel, tokenizer, work_dir: Path, zoo: Path) -> None:
+    """Write `stories.txt`, held-out stories of the teacher's, unless it is there already."""
+    path = zoo / SHIPPED_TEXT
+    if path.exists():
+        return
+    samples = sample_stories(
+        teacher,
+        SAMPLING_BATCH,
+        seed=SHIPPED_SEED,
+        batch_size=SAMPLING_BATCH,
+        cache_folder=work_dir / "samples-shipped",
+    )
+    texts = shippable_texts(samples, tokenizer, N_SHIPPED)
+    replace_file(path, (f"\n{SEPARATOR}\n".join(texts) + "\n").encode())
+
+
+def training_stream(
+    teacher: PreTrainedModel, tokenizer, n_stories: int, text: Path | None, work_dir: Path
+) -> Int[Tensor, " n_tokens"]:
+    """Return the tokens to train on: stories the teacher writes, then those of `text`.
+
+    The first 150 stories of `text` are left out, and its last one, which may be cut.
+    """
+    parts = []
+    if n_stories:
+        samples = sample_stories(
+            teacher,
+            n_stories,
+            seed=TRAINING_SEED,
+            batch_size=SAMPLING_BATCH,
+            cache_folder=work_dir / "samples-training",
+        )
+        parts.append(samples.stream())
+    if text is not None:
+        rows = encode_stories(tokenizer, read_stories(text)[HELD_OUT:-1])
+        parts.append(torch.tensor([token for row in rows for token in row]))
+    if not parts:
+        raise ValueError("there is nothing to train on: give --n-stories above 0, or --text.")
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def greedy_text(
+    model: PreTrainedModel, tokenizer, prompt: str = PROMPT, n_tokens: int = 200
+) -> str:
+    """Return the prompt and the model's most likely continuation, to the story's end at most."""
+    tokens = encode_stories(tokenizer, [prompt])[0]
+    ends = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    for _ in range(n_tokens):
+        ids = torch.tensor([tokens], device=model.device)
+        likeliest = int(model(ids, use_cache=False).logits[0, -1].argmax())
+        if likeliest in ends:
+            break
+        tokens.append(likeliest)
+    return tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def folded_untrained(teacher_folder: Path) -> PreTrainedModel:
+    """Return the teacher with beta set to 0 at once and no training: the control."""
+    model, _ = load_folder(teacher_folder)
+    anneal_(model, beta=0.0)
+    fold_gate_(model)
+    return model
+
+
+def save_student(model: PreTrainedModel, card: str, teacher_folder: Path, folder: Path) -> None:
+    """Write weights, tokenizer, licence and card to `folder`, each file whole."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    for name in ("tokenizer.json", "tokenizer_config.json", "LICENSE"):
+        shutil.copyfile(teacher_folder / name, temporary / name)
+    (temporary / "README.md").write_text(card, encoding="utf-8")
+    (temporary / "model.safetensors").chmod(0o644)
+    replace_folder(temporary, folder)
+
+
+def build(
+    work_dir: Path,
+    *,
+    zoo: Path = ZOO,
+    text: Path | None = None,
+    held_out: Path | None = None,
+    n_stories: int = N_STORIES,
+    config: DistillationConfig = RECIPE,
+    polish: DistillationConfig | None = POLISH,
+) -> dict[str, dict[str, Evaluation]]:
+    """Make `stories-5l` and its card; return the losses by text and model.
+
+    Each recipe and training text has a run of its own in `work_dir`.
+
+    Args:
+        work_dir: samples and checkpoints, for resuming.
+        zoo: holds the teacher's folder; the model and the shipped text are written here.
+        text: more stories to train on, mixed in; its first 150 are held out.
+        held_out: a text whose first 150 stories are only evaluated on; `text` if not given.
+        n_stories: how many stories the teacher writes for training.
+        config: the recipe of the conversion.
+        polish: that of a second run from its end; None leaves it out.
+    """
+    teacher, tokenizer = load_folder(zoo / TEACHER)
+    write_shipped_text(teacher, tokenizer, work_dir, zoo)
+    data = training_stream(teacher, tokenizer, n_stories, text, work_dir)
+    sets = {SHIPPED_TEXT: read_stories(zoo / SHIPPED_TEXT)}
+    held_out = held_out or text
+    if held_out is not None:
+        sets[held_out.name] = read_stories(held_out)[:HELD_OUT]
+
+    def curve(student: PreTrainedModel) -> dict[str, float]:
+        some = {**sets, SHIPPED_TEXT: sets[SHIPPED_TEXT][:CURVE_STORIES]}
+        return {k: evaluate(student, tokenizer, s).nats_per_token for k, s in some.items()}
+
+    student, stages = None, []
+    for stage in [config, *([polish] if polish else [])]:
+        run = work_dir / f"run-{fingerprint_tokens(data)}-{fingerprint_settings(stage)}"
+        stages.append((stage, run))
+        student = bilinearize(
+            teacher,
+            data,
+            stage,
+            start=student,
+            out_folder=run,
+            evaluate=curve,
+            evaluate_every=max(1, stage.n_steps // 4),
+        )
+    assert student is not None, "the first stage always runs"
+    losses = {name: {} for name in sets}
+    for which, model in [
+        ("teacher (SwiGLU)", teacher),
+        ("beta = 0, untrained", folded_untrained(zoo / TEACHER)),
+        ("stories-5l", student),
+    ]:
+        for name, stories in sets.items():
+            losses[name][which] = evaluate(model, tokenizer, stories)
+    card = StoryCard(
+        stages=tuple(stages),
+        losses=losses,
+        n_stories=n_stories,
+        n_tokens=len(data),
+        text=text,
+        held_out=held_out,
+        n_held_out=HELD_OUT,
+        sample=greedy_text(student, tokenizer),
+    )
+    save_student(student, card_text(card), zoo / TEACHER, zoo / STUDENT)
+    return losses
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep freed memory, where it is the allocator: half the time per step.
+
+    By default every large tensor is mapped and unmapped by the kernel, page by page.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(-4, 0)  # M_MMAP_MAX: no allocation by mmap
+            mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: give nothing back below 2 GiB
+
+
+def _main(
+    work_dir: Annotated[Path, typer.Option(help="Samples and checkpoints; resumes from here.")],
+    text: Annotated[
+        Path | None,
+        typer.Option(help=f"Also train on these stories, all but the first {HELD_OUT}."),
+    ] = None,
+    held_out: Annotated[
+        Path | None, typer.Option(help=f"Only evaluate on this text's first {HELD_OUT} stories.")
+    ] = None,
+    zoo: Annotated[Path, typer.Option(help="Where the models lie.")] = ZOO,
+    n_stories: Annotated[int, typer.Option(help="Stories that the teacher writes.")] = N_STORIES,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = RECIPE.n_steps,
+    batch_size: Annotated[int, typer.Option(help="Windows per step.")] = RECIPE.batch_size,
+    next_token_weight: Annotated[
+        float, typer.Option(help="Weight of the next-token loss.")
+    ] = RECIPE.next_token_weight,
+    polish: Annotated[bool, typer.Option(help="Train on after the conversion.")] = True,
+    seed: Annotated[int, typer.Option(help="Chooses the training windows.")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads of torch; 0 leaves the default.")] = 0,
+) -> None:
+    """Rebuild the bilinear story model from the bundled SwiGLU teacher, without the network."""
+    console = Console()
+    _keep_freed_memory()
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        config = replace(
+            RECIPE,
+            n_steps=steps,
+            batch_size=batch_size,
+            next_token_weight=next_token_weight,
+            seed=seed,
+        )
+        losses = build(
+            work_dir,
+            zoo=zoo,
+            text=text,
+            held_out=held_out,
+            n_stories=n_stories,
+            config=config,
+            polish=POLISH if polish else None,
+        )
+    except ValueError as error:
+        Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        console.print(f"stopped; the same command goes on from {work_dir}")
+        raise typer.Exit(130) from None
+    for name, by_model in losses.items():
+        for which, loss in by_model.items():
+            console.print(f"{name}: {which}: {loss.nats_per_token:.4f} nats per token")
+    console.print(f"written: {zoo / STUDENT}")
+
+
+if __name__ == "__main__":
+    typer.run(_main)

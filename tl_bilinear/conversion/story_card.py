@@ -1,0 +1,207 @@
+"""The model card of `stories-5l`: what was done, with which command, and what came out."""
+
+import json
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+
+from tl_bilinear.conversion.distillation import DistillationConfig
+from tl_bilinear.conversion.evaluation import Evaluation
+from tl_bilinear.conversion.files import sha256_of_file
+
+# where a text came from, by its sha256
+KNOWN_TEXTS = {
+    "5352b299dcb1a32898b2d779b145b5a05f3e1265953fd21c264c9f9f9c9ae33d": (
+        ":\nTinyStories V1 (Eldan and Li, 2305.07759; licence CDLA-Sharing-1.0), the 2 MiB sample\n"
+        "data/tinystories_sample.txt of github.com/gusjengis/toy-RNN, commit e4c7ff8b"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class StoryCard:
+    """What the card reports: `losses` by text and model, one (recipe, run folder) per stage."""
+
+    stages: tuple[tuple[DistillationConfig, Path], ...]
+    losses: dict[str, dict[str, Evaluation]]
+    n_stories: int
+    n_tokens: int
+    text: Path | None
+    held_out: Path | None
+    n_held_out: int
+    sample: str
+
+    def metrics(self) -> list[dict]:
+        """The lines of every stage's metrics.jsonl, steps counted on and seconds added up."""
+        lines: list[dict] = []
+        for _, run in self.stages:
+            steps = lines[-1]["step"] + 1 if lines else 0
+            seconds = lines[-1]["seconds"] if lines else 0.0
+            for text in (run / "metrics.jsonl").read_text().splitlines():
+                line = json.loads(text)
+                moved = {"step": line["step"] + steps, "seconds": line["seconds"] + seconds}
+                lines.append({**line, **moved})
+        return lines
+
+
+def machine() -> str:
+    """Return this machine's processor, core count and library versions in one line."""
+    processor = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [s.split(":", 1)[1] for s in info.read_text().splitlines() if "model name" in s]
+        processor = names[0].strip() if names else processor
+    return (
+        f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}, transformers {transformers.__version__}"
+    )
+
+
+def loss_table(losses: dict[str, dict[str, Evaluation]]) -> str:
+    """Return the losses as a Markdown table, one row per text and model."""
+    lines = [
+        "| text | model | nats per token | bits per byte | tokens | stories |",
+        "|---|---|---|---|---|---|",
+    ]
+    for text, by_model in losses.items():
+        for name, e in by_model.items():
+            lines.append(
+                f"| {text} | {name} | {e.nats_per_token:.4f} | {e.bits_per_byte:.4f} "
+                f"| {e.n_tokens} | {e.n_stories} |"
+            )
+    return "\n".join(lines)
+
+
+def curve_table(metrics: list[dict], texts: list[str]) -> str:
+    """Return the losses on held-out text while training, as a Markdown table."""
+    texts = [text for text in texts if any(text in m for m in metrics)]
+    lines = ["| steps | beta | KL (training) | " + " | ".join(texts) + " |"]
+    lines.append("|---" * (3 + len(texts)) + "|")
+    for m in metrics:
+        if all(text in m for text in texts):
+            cells = " | ".join(f"{m[text]:.4f}" for text in texts)
+            lines.append(f"| {m['step'] + 1} | {m['beta']:.2f} | {m['kl']:.4f} | {cells} |")
+    return "\n".join(lines)
+
+
+def build_command(card: StoryCard) -> str:
+    """Return the command that makes this model."""
+    c = card.stages[0][0]
+    parts = ["python -m tl_bilinear.conversion.stories --work-dir .cache/models"]
+    parts += [f"--n-stories {card.n_stories} --steps {c.n_steps}"]
+    parts += [f"--batch-size {c.batch_size}"]
+    parts += [f"--next-token-weight {c.next_token_weight:g} --seed {c.seed}"]
+    parts += ["--no-polish"] if len(card.stages) == 1 else []
+    parts += [f"--text {card.text}"] if card.text else []
+    parts += [f"--held-out {card.held_out}"] if card.held_out not in (None, card.text) else []
+    return " ".join(parts)
+
+
+def card_text(card: StoryCard) -> str:
+    """Return the whole card, in Markdown."""
+    metrics = card.metrics()
+    return "\n\n".join([_head(), _recipe(card, metrics[-1]), _losses(card, metrics), _tail(card)])
+
+
+def _head() -> str:
+    return """\
+---
+license: mit
+base_model: karpathy/tinyllamas (stories260K)
+library_name: transformers
+---
+# stories-5l: a bilinear story model
+
+A Llama whose MLPs have no activation function: `mlp(x) = down(gate(x) * up(x))`. 5 layers,
+d_model 64, d_mlp 172, 8 heads, 4 key-value heads, 512 tokens of vocabulary and of context, tied
+embeddings, RMSNorm: 260 thousand parameters. transformers loads it as a `LlamaForCausalLM` with
+`hidden_act` "linear".
+
+## Origin and licence
+
+karpathy's `stories260K` of llama2.c (MIT; bundled as `stories-5l-swiglu`), made bilinear by
+`tl_bilinear`. MIT, the text in LICENSE. **The pretraining set of the original is not stated by its
+author** (its stories are like TinyStories): held-out text below was not trained on here, but may
+have been in that set."""
+
+
+def _recipe(card: StoryCard, last: dict) -> str:
+    c = card.stages[0][0]
+    text = f"{card.n_stories} stories that the SwiGLU model wrote (temperature 1, seed 0)"
+    if card.text is not None:
+        text += (
+            f" and {card.text.name} without its first {card.n_held_out} stories and its last one "
+            "(none of that text is shipped)"
+        )
+    stages = "\n".join(_stage(stage, i) for i, (stage, _) in enumerate(card.stages))
+    return f"""\
+## Recipe
+
+Method: Pearce et al., arXiv:2410.08417, appendix J. The gate is silu(beta g)/beta, beta goes
+from 1 to 0 ({c.schedule}) over the first {c.anneal_fraction:.0%} of the steps; at the end the
+factor 1/2 is folded into `gate_proj`. Ours: the loss is KL(teacher || student), the teacher being
+the unconverted model, plus {c.next_token_weight:g} times the next-token loss.
+
+- text: {text}, {card.n_tokens} tokens
+{stages}
+- {last["seconds"] / 60:.0f} minutes of training (shared machine) on: {machine()}
+
+```
+{build_command(card)}
+```"""
+
+
+def _stage(c: DistillationConfig, index: int) -> str:
+    tokens = c.n_steps * c.batch_size * c.window
+    which = "then, already bilinear, " if index else ""
+    return f"""\
+- {which}{c.n_steps} steps of {c.batch_size} windows of {c.window} tokens: {tokens / 1e6:.1f}
+  million tokens read, with repetition; AdamW (weight decay {c.weight_decay:g}), learning rate
+  {c.learning_rate:g} after {c.warmup_steps} steps, cosine to {c.final_learning_rate:g}, gradient
+  norm cut to {c.clip_norm:g}, seed {c.seed}"""
+
+
+def _losses(card: StoryCard, metrics: list[dict]) -> str:
+    lines = [
+        "## Losses on text that was not trained on",
+        "Each story is read from its own beginning and cut at 512 tokens.",
+        loss_table(card.losses),
+        "While training (unfolded, the shipped text's first 100 stories):",
+        curve_table(metrics, list(card.losses)),
+    ]
+    commands = [
+        "python -m tl_bilinear.conversion.evaluation tl_bilinear/zoo/stories-5l "
+        "--text tl_bilinear/zoo/stories.txt"
+    ]
+    if card.held_out is not None:
+        commands.append(
+            "python -m tl_bilinear.conversion.evaluation tl_bilinear/zoo/stories-5l "
+            f"--text {card.held_out} --first {card.n_held_out}"
+        )
+        digest = sha256_of_file(card.held_out)
+        lines.append(
+            f"{card.held_out.name}: the first {card.n_held_out} stories of a file with sha256\n"
+            f"{digest}{KNOWN_TEXTS.get(digest, '')}."
+        )
+    lines.append("```\n" + "\n".join(commands) + "\n```")
+    return "\n\n".join(lines)
+
+
+def _tail(card: StoryCard) -> str:
+    return f"""\
+## A greedy sample
+
+```
+{card.sample}
+```
+
+## Weaknesses
+
+Tiny: names and objects change within a story, plots go in circles, greedy text repeats itself.
+The vocabulary has 512 tokens, so most words are several. It knows short English children's stories
+and nothing else. Its behaviour off such text, as on tokens that never occur there, is untrained.
+"""
