@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import hosts, save, tiny_llama
+from models import cache, hosts, save, tiny_llama, word_tokenizer
 from safetensors.torch import load_file, save_file
 
 import tl_bilinear as tlb
@@ -244,6 +244,10 @@ STORED_FAULTS = {
         lambda f: edit_config(f, model_type="vit", architectures=["ViTModel"]),
         "transformers has no causal language model for",
     ),
+    "a size that is no number": (
+        lambda f: edit_config(f, hidden_size="sixteen"),
+        "no causal language model for .*hidden_size",
+    ),
     "an unknown class": (
         lambda f: edit_config(f, model_type="my_own_model"),
         "transformers has no causal language model for",
@@ -275,6 +279,54 @@ def test_memory_is_not_checked_where_the_system_does_not_tell(folder, monkeypatc
     monkeypatch.delattr(memory.os, "sysconf")
     assert memory.available_bytes() is None
     assert tlb.load(folder).cfg.n_layers == 2
+
+
+@pytest.mark.parametrize("host", hosts())
+@pytest.mark.parametrize("kind", ["safetensors", "shards", "torch"])
+def test_hub_ids_load_from_the_local_cache(host, kind, tmp_path, monkeypatch):
+    source = tiny_llama()
+
+    def fill(folder: Path) -> None:
+        source.save_pretrained(folder, max_shard_size="4KB" if kind == "shards" else "1GB")
+        word_tokenizer(folder)
+        if kind == "torch":
+            as_torch(folder)
+        (folder / "modeling.py").write_text("raise SystemExit")  # never run
+
+    cache(tmp_path / "cache", "someone/tiny-bilinear", fill, monkeypatch)
+    model = tlb.load("someone/tiny-bilinear", host=host)
+    assert model.cfg.model_name == "someone/tiny-bilinear"
+    assert model.to_tokens("two one").tolist() == [[1, 4, 3]]
+    tokens = torch.randint(0, 40, (1, 7))
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens), source(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_hub_ids_that_are_nowhere_say_what_to_do(tmp_path, monkeypatch):
+    partial = cache(
+        tmp_path / "cache",
+        "someone/half",
+        lambda folder: (folder / "config.json").write_text("{}"),
+        monkeypatch,
+    )
+    with pytest.raises(
+        CheckpointError,
+        match="'someone/unknown' is not in the local Hugging Face cache, and could not be fetched "
+        ".*Check the name; connect and set HF_HUB_OFFLINE=0, or give a local folder",
+    ):
+        tlb.load("someone/unknown")
+    with pytest.raises(CheckpointError, match="lacks weights: .*only part of it is in the cache"):
+        tlb.load("someone/half")
+    (partial / "config.json").unlink()
+    (partial / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"lacks config\.json"):
+        tlb.load("someone/half")
+
+
+def test_a_local_folder_comes_before_a_hub_id(tmp_path, monkeypatch):
+    save(tiny_llama(), tmp_path / "someone" / "tiny")
+    monkeypatch.chdir(tmp_path)
+    assert tlb.load("someone/tiny").cfg.n_layers == 2
 
 
 @pytest.mark.parametrize("host", hosts())

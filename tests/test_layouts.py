@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import hosts, process_, save, tiny_llama
+from models import cache, hosts, process_, save, tiny_llama, word_tokenizer
 from safetensors.torch import load_file, save_file
 from test_checkpoints import edit_config, edit_weights
 
@@ -30,7 +30,6 @@ CONFIG = {
     "gate": None,
     "bias": False,
     "normalization": True,
-    "tokenizer": "ts-4096",
 }
 
 
@@ -175,6 +174,38 @@ def test_a_packed_swiglu_is_named_as_what_it_is(tmp_path):
         tlb.load(folder)
 
 
+def test_a_tokenizer_that_is_only_named_comes_from_the_hub(tmp_path, monkeypatch):
+    weights = tdooms_weights()
+    cache(tmp_path / "cache", "tdooms/ts-tokenizer-4096", word_tokenizer, monkeypatch)
+    model = tlb.load(write(tmp_path / "first", weights, tokenizer="ts-4096"))
+    assert model.to_tokens("two one").tolist() == [[1, 4, 3]]
+    folder = write(tmp_path / "second", weights, tokenizer="mistral")
+    with pytest.warns(UserWarning, match="without its tokenizer: 'mistral-community/Mixtral"):
+        assert tlb.load(folder).tokenizer is None
+
+
+@pytest.mark.parametrize("host", hosts())
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_a_packed_model_loads_by_its_hub_id(host, file, tmp_path, monkeypatch):
+    weights = tdooms_weights()
+
+    def fill(folder: Path) -> None:
+        write(tmp_path / "made", weights)
+        (tmp_path / "made" / "config.json").rename(folder / "config.json")
+        if file == "model.safetensors":
+            (tmp_path / "made" / file).rename(folder / file)
+        else:
+            torch.save(weights, folder / file)
+
+    cache(tmp_path / "cache", "tdooms/fw-none", fill, monkeypatch)
+    model = tlb.load("tdooms/fw-none", host=host)
+    assert model.cfg.model_name == "tdooms/fw-none"
+    tokens = torch.randint(0, VOCAB, (2, 20))
+    expected = tdooms_logits(weights, CONFIG, tokens).log_softmax(-1)
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens).log_softmax(-1), expected, rtol=0, atol=1e-4)
+
+
 O_PROJ = "transformer.h.1.attn.o.weight"
 
 
@@ -280,6 +311,10 @@ SPLIT_FAULTS = {
     "gate beside left": (lambda f: edit_weights(f, both_kinds), "which matrices count is ambig"),
     "two outputs": (lambda f: edit_weights(f, two_downs), r"found \['down', 'out'\]: .*ambiguous"),
     "an activation": (lambda f: edit_config(f, hidden_act="silu"), "hidden_act is 'silu'"),
+    "heads that do not divide": (
+        lambda f: edit_config(f, num_attention_heads=5, head_dim=None),
+        "gives no Llama configuration: .*heads",
+    ),
     "another class": (lambda f: edit_config(f, model_type="mistral"), "model_type is 'mistral'"),
     "no sizes": (lambda f: edit_config(f, hidden_size=None), r"lacks \['hidden_size'\]"),
     "missing": (

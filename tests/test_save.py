@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import HostName, hosts, native, process_, save, tiny_llama
+from models import HostName, hosts, native, process_, save, tiny_llama, word_tokenizer
 from safetensors.torch import load_file
 
 import tl_bilinear as tlb
@@ -164,26 +164,6 @@ def test_bridges_of_other_classes_keep_their_class(family, tmp_path):
     saved = in_transformers(folder)
     assert type(saved).__name__ == family + "ForCausalLM"
     torch.testing.assert_close(log_probabilities(saved), expected, rtol=0, atol=1e-5)
-
-
-def word_tokenizer(folder: Path) -> Path:
-    """A tokenizer of whole words, with BOS, beside a model's files."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = ["<unk>", "<s>", "</s>", "one", "two", "three"]
-    plain = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    plain.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=plain,
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        pad_token="</s>",
-        add_bos_token=True,
-        name_or_path=str(folder),
-    ).save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("host", hosts())

@@ -4,6 +4,7 @@ transformers initialises what a file lacks and ignores what it does not expect; 
 is an error that names the tensor, and so is a file that is cut, damaged or transposed.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from tl_bilinear.checkpoints.config_file import read_config
 from tl_bilinear.checkpoints.error import CheckpointError as CheckpointError
+from tl_bilinear.checkpoints.hub import hub_tokenizer_folder
 from tl_bilinear.checkpoints.layouts import find_layout
 from tl_bilinear.checkpoints.layouts.layout import AbstractLayout
 from tl_bilinear.checkpoints.memory import require_memory
@@ -24,7 +26,8 @@ def read_folder(folder: Path, dtype: torch.dtype | None, device: str) -> tuple[A
     """The folder's transformers model, in eval mode, and its tokenizer (None without one).
 
     What transformers knows keeps its own class; a layout of `layouts/` becomes a Llama. Code
-    in the folder is never run, and nothing is downloaded.
+    in the folder is never run; nothing is downloaded but a tokenizer that the configuration
+    names and the folder lacks.
 
     Raises:
         CheckpointError: what is wrong, where, and what to do.
@@ -37,20 +40,22 @@ def read_folder(folder: Path, dtype: torch.dtype | None, device: str) -> tuple[A
     else:
         model = _as_llama(folder, config, weights, layout, dtype)
     _require_finite(folder, model)
-    return model.to(device).eval(), _tokenizer(folder, model.config.vocab_size)
+    elsewhere = layout.tokenizer_id(config) if layout is not None else None
+    return model.to(device).eval(), _tokenizer(folder, elsewhere, model.config.vocab_size)
 
 
 def _own_class(folder: Path, weights: WeightFiles, dtype: torch.dtype | None) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
             expected = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
+    except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
-            f"transformers has no causal language model for {folder / 'config.json'}: {first}"
+            f"transformers has no causal language model for {folder / 'config.json'}: {reason}"
         ) from None
     _require_state(folder, expected, weights.shapes)
     require_memory(weights, dtype)
@@ -75,6 +80,7 @@ def _as_llama(
     layout: AbstractLayout,
     dtype: torch.dtype | None,
 ) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import LlamaConfig, LlamaForCausalLM
 
     _require_shapes(folder, layout.name, weights.shapes, layout.expected(config, weights.shapes))
@@ -87,9 +93,9 @@ def _as_llama(
     )
     try:
         llama_config = LlamaConfig(**settings)
-    except (TypeError, ValueError) as error:
+    except (ValueError, TypeError, StrictDataclassError) as error:
         raise CheckpointError(
-            f"{folder / 'config.json'} does not give a Llama configuration ({error})"
+            f"{folder / 'config.json'} gives no Llama configuration: {' '.join(str(error).split())}"
         ) from None
     with torch.device("meta"):
         expected = LlamaForCausalLM(llama_config)
@@ -171,11 +177,18 @@ def _require_finite(folder: Path, model: Any) -> None:
         )
 
 
-def _tokenizer(folder: Path, vocab_size: int) -> Any:
+def _tokenizer(folder: Path, elsewhere: str | None, vocab_size: int) -> Any:
+    """The folder's tokenizer, or the one of a hub id; None, with a warning, without either."""
     from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        return None
+        if elsewhere is None:
+            return None
+        try:
+            folder = hub_tokenizer_folder(elsewhere)
+        except CheckpointError as error:
+            warnings.warn(f"{folder} is loaded without its tokenizer: {error}", stacklevel=4)
+            return None
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if len(tokenizer) > vocab_size:
         raise CheckpointError(

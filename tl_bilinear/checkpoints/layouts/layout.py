@@ -42,3 +42,7 @@ class AbstractLayout(ABC):
     @abstractmethod
     def convert(self, config: Config, names: Collection[str], read: Read) -> dict[str, Tensor]:
         """The Llama's state dict, in the stored dtype unless a product needs more."""
+
+    @abstractmethod
+    def tokenizer_id(self, config: Config) -> str | None:
+        """The hub id of the tokenizer, for folders without one; None where nothing names it."""

@@ -21,6 +21,10 @@ from tl_bilinear.checkpoints.layouts.layout import AbstractLayout, Config, Read,
 
 SIZES = ("n_layer", "n_head", "d_model", "d_hidden", "n_ctx")
 GATES = {None: "linear", "silu": "silu", "gelu": "gelu", "relu": "relu"}
+TOKENIZERS = {
+    "ts-4096": "tdooms/ts-tokenizer-4096",
+    "mistral": "mistral-community/Mixtral-8x22B-v0.1",
+}
 ROPE_BASE = 10000.0
 EPS = 1e-8
 EMBEDDING = "transformer.wte.weight"
@@ -57,6 +61,10 @@ class PackedLayout(AbstractLayout):
             "attention_bias": _has_bias(shapes, "attn", "n1"),
             "mlp_bias": _has_bias(shapes, "mlp", "n2"),
         }
+
+    def tokenizer_id(self, config: Config) -> str | None:
+        name = str(config.get("tokenizer"))
+        return TOKENIZERS.get(name, name if "/" in name else None)
 
     def expected(self, config: Config, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
         size = _sizes(config)
@@ -160,7 +168,7 @@ class _Block:
 
 
 def _sizes(config: Config) -> dict[str, int]:
-    missing = [key for key in SIZES if not isinstance(config.get(key), int) or config[key] < 1]
+    missing = [key for key in SIZES if type(config.get(key)) is not int or config[key] < 1]
     if missing:
         raise CheckpointError(
             f"config.json has no positive whole number for {missing}: the packed layout needs "

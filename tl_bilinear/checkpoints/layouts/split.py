@@ -47,6 +47,9 @@ class SplitLayout(AbstractLayout):
         found.setdefault("mlp_bias", any(".mlp." in n and _bias(n) for n in shapes))
         return {**found, "hidden_act": "linear"}
 
+    def tokenizer_id(self, config: Config) -> str | None:
+        return None
+
     def expected(self, config: Config, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
         """What the Llama itself will be asked for: `convert` only renames."""
         return dict(shapes)
