@@ -93,16 +93,18 @@ def _own_state(model_class: Any, config: Any, found: Mapping[str, Tensor]) -> di
         else:
             config.tie_word_embeddings = False
     kept = {found[name].data_ptr() for name in expected.state_dict() if name in found}
-    lost = [
-        name
-        for name, value in found.items()
-        if value.data_ptr() not in kept and name.endswith(".bias") and value.count_nonzero()
-    ]
+    lost: dict[
+        int, str
+    ] = {}  # a bridge holds each tensor under several names: the first is its own
+    for name, value in found.items():
+        if value.data_ptr() not in kept and name.endswith(".bias") and value.count_nonzero():
+            lost.setdefault(value.data_ptr(), name)
     missing = [name for name in names if name not in found]
     if lost or missing:
         raise CheckpointError(
-            f"{model_class.__name__} cannot hold this model as it is now: no place for {lost}, "
-            f"nothing for {missing}. Save it before its weights are processed"
+            f"{model_class.__name__} cannot hold this model as it is now: it has no place for "
+            f"{list(lost.values())[:3]}, and the model nothing for {missing[:3]}. Save it before "
+            "its weights are processed"
         )
     return {name: found[name].clone(memory_format=torch.contiguous_format) for name in names}
 
