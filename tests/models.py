@@ -1,5 +1,6 @@
 """Tiny random models on every host, and a checkpoint that has everything that goes wrong."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,3 +99,41 @@ def native(norm: str | None, host: str, dtype: torch.dtype = torch.float64, **op
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator).to(parameter))
     return model.eval()
+
+
+def word_tokenizer(folder: Path) -> Path:
+    """A tokenizer of whole words, with BOS, beside a model's files."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<unk>", "<s>", "</s>", "one", "two", "three"]
+    plain = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    PreTrainedTokenizerFast(
+        tokenizer_object=plain,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="</s>",
+        add_bos_token=True,
+        name_or_path=str(folder),
+    ).save_pretrained(folder)
+    return folder
+
+
+def cache(root: Path, hub_id: str, fill: Callable[[Path], Any], monkeypatch: Any) -> Path:
+    """A Hugging Face cache that holds one repository, laid out as huggingface_hub does it."""
+    import huggingface_hub
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = root / ("models--" + hub_id.replace("/", "--"))
+    blobs, snapshot = repository / "blobs", repository / "snapshots" / commit
+    for folder in (blobs, snapshot, repository / "refs"):
+        folder.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    fill(snapshot)
+    for number, path in enumerate(sorted(snapshot.iterdir())):
+        blob = path.rename(blobs / f"blob{number}")
+        path.symlink_to(Path("../../blobs") / blob.name)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(root))
+    return snapshot

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tl_bilinear.attribution import attribute_modes as attribute_modes
     from tl_bilinear.checkpoints import bundled_models as bundled_models
     from tl_bilinear.checkpoints import load as load
+    from tl_bilinear.checkpoints import save_pretrained as save_pretrained
     from tl_bilinear.conversion import bilinearize as bilinearize
     from tl_bilinear.decompositions import Eigendecomposition as Eigendecomposition
     from tl_bilinear.decompositions import Mode as Mode
@@ -40,6 +41,7 @@ _ROOMS = {
     "self_check": "hosts.self_check",
     "NotBilinearError": "hosts.self_check",
     "load": "checkpoints",
+    "save_pretrained": "checkpoints",
     "bundled_models": "checkpoints",
     "bilinearize": "conversion",
     "attribute_modes": "attribution",
@@ -69,6 +71,7 @@ __all__ = [
     "self_check",
     "NotBilinearError",
     "load",
+    "save_pretrained",
     "bundled_models",
     "bilinearize",
     "attribute_modes",

@@ -1,44 +1,69 @@
-"""A local Hugging Face folder, checked against its own configuration before it is loaded.
+"""A local folder, checked against its own configuration before it is loaded.
 
 transformers initialises what a file lacks and ignores what it does not expect; here either
 is an error that names the tensor, and so is a file that is cut, damaged or transposed.
 """
 
-import json
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-Shape = tuple[int, ...]
-
-
-class CheckpointError(ValueError):
-    """A checkpoint folder that cannot be loaded as it stands."""
+from tl_bilinear.checkpoints.config_file import read_config
+from tl_bilinear.checkpoints.error import CheckpointError as CheckpointError
+from tl_bilinear.checkpoints.hub import hub_tokenizer_folder
+from tl_bilinear.checkpoints.layouts import find_layout
+from tl_bilinear.checkpoints.layouts.layout import AbstractLayout
+from tl_bilinear.checkpoints.memory import require_memory
+from tl_bilinear.checkpoints.weight_files import Shape, WeightFiles, open_weights
 
 
 def read_folder(folder: Path, dtype: torch.dtype | None, device: str) -> tuple[Any, Any]:
     """The folder's transformers model, in eval mode, and its tokenizer (None without one).
 
-    Code in the folder is never run, and nothing is downloaded.
+    What transformers knows keeps its own class; a layout of `layouts/` becomes a Llama. Code
+    in the folder is never run; nothing is downloaded but a tokenizer that the configuration
+    names and the folder lacks.
 
     Raises:
         CheckpointError: what is wrong, where, and what to do.
     """
+    config = read_config(folder)
+    weights = open_weights(folder)
+    layout = find_layout(config, weights.tensors.keys())
+    if layout is None:
+        model = _own_class(folder, weights, dtype)
+    else:
+        model = _as_llama(folder, config, weights, layout, dtype)
+    _require_finite(folder, model)
+    elsewhere = layout.tokenizer_id(config) if layout is not None else None
+    return model.to(device).eval(), _tokenizer(folder, elsewhere, model.config.vocab_size)
+
+
+def _own_class(folder: Path, weights: WeightFiles, dtype: torch.dtype | None) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    _require_config(folder)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    found = _stored_shapes(folder)
-    with torch.device("meta"):
-        expected_model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    _require_shapes(folder, expected_model, found)
-    with _without_progress_bar():
-        model: Any = AutoModelForCausalLM.from_pretrained(
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            expected = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"transformers has no causal language model for {folder / 'config.json'}: {reason}"
+        ) from None
+    _require_state(folder, expected, weights.shapes)
+    require_memory(weights, dtype)
+    if not weights.are_safetensors:
+        state = {name: weights.read(name) for name in weights.tensors}
+        return from_state(type(expected), config, state, dtype or weights.dtype)
+    with without_progress_bar():
+        return AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype or "auto",
             local_files_only=True,
@@ -46,12 +71,50 @@ def read_folder(folder: Path, dtype: torch.dtype | None, device: str) -> tuple[A
             use_safetensors=True,
             attn_implementation="eager",
         )
-    _require_finite(folder, model)
-    return model.to(device).eval(), _tokenizer(folder, config.vocab_size)
+
+
+def _as_llama(
+    folder: Path,
+    config: Mapping[str, Any],
+    weights: WeightFiles,
+    layout: AbstractLayout,
+    dtype: torch.dtype | None,
+) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    _require_shapes(folder, layout.name, weights.shapes, layout.expected(config, weights.shapes))
+    settings = layout.settings(config, weights.shapes)
+    require_memory(weights, dtype)
+    # Products are taken in the dtype that is asked for, so that float64 is exact to float64.
+    target = dtype or weights.dtype
+    state = layout.convert(
+        config, weights.tensors.keys(), lambda name: weights.read(name).to(target)
+    )
+    try:
+        llama_config = LlamaConfig(**settings)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise CheckpointError(
+            f"{folder / 'config.json'} gives no Llama configuration: {' '.join(str(error).split())}"
+        ) from None
+    with torch.device("meta"):
+        expected = LlamaForCausalLM(llama_config)
+    _require_state(folder, expected, {name: tuple(value.shape) for name, value in state.items()})
+    return from_state(LlamaForCausalLM, llama_config, state, target)
+
+
+def from_state(
+    model_class: Any, config: Any, state: dict[str, Tensor], dtype: torch.dtype | None
+) -> Any:
+    """A transformers model of these weights, which must be all that it has."""
+    with without_progress_bar():
+        return model_class.from_pretrained(
+            None, config=config, state_dict=state, dtype=dtype, attn_implementation="eager"
+        )
 
 
 @contextmanager
-def _without_progress_bar() -> Iterator[None]:
+def without_progress_bar() -> Iterator[None]:
     """Reading a small file needs no bar of its own between a caller's."""
     from transformers.utils import logging
 
@@ -64,90 +127,26 @@ def _without_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _require_config(folder: Path) -> None:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise CheckpointError(
-            f"{folder} has no config.json: give a folder written by save_pretrained"
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not JSON ({error}): fetch the file again") from None
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise CheckpointError(
-            f"{path} has no `model_type`: transformers cannot tell which class it is for"
-        )
-
-
-def _stored_shapes(folder: Path) -> dict[str, Shape]:
-    """Name and shape of every stored tensor, from the files' headers."""
-    from safetensors import SafetensorError, safe_open
-
-    shapes: dict[str, Shape] = {}
-    for path in _weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118  (safe_open is no dict)
-                    shapes[name] = tuple(file.get_slice(name).get_shape())
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{path} cannot be read as safetensors ({error}): the file is cut or damaged"
-                f"{_first_lost(path)}, fetch or write it again"
-            ) from None
-    return shapes
-
-
-def _first_lost(path: Path) -> str:
-    """ ", from NAME on": the first tensor that a cut file no longer holds, if it can be told.
-
-    A safetensors file is the header's length (8 bytes), a JSON header with each tensor's
-    offsets, and the data.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
-        try:
-            header = json.loads(file.read(min(start - 8, size)))
-            ends = {key: entry["data_offsets"][1] for key, entry in header.items() if key[0] != "_"}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return ""
-    lost = [
-        key for key, end in sorted(ends.items(), key=lambda item: item[1]) if start + end > size
-    ]
-    return f", from {lost[0]} on" if lost else ""
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    if (folder / INDEX).is_file():
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        names = sorted(set(index["weight_map"].values()))
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise CheckpointError(f"{folder} lacks the shards {missing}: fetch them")
-        return [folder / name for name in names]
-    raise CheckpointError(
-        f"{folder} has no {SINGLE} (nor {INDEX}): save the model with save_pretrained, which "
-        "writes safetensors; pickled weights are not read"
-    )
-
-
-def _require_shapes(folder: Path, model: Any, found: dict[str, Shape]) -> None:
+def _require_state(folder: Path, model: Any, found: Mapping[str, Shape]) -> None:
+    """Every tensor of a transformers model, tied ones apart, and nothing else."""
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     tied = set(model.all_tied_weights_keys) if model.config.tie_word_embeddings else set()
+    kept = {name: shape for name, shape in expected.items() if name in found or name not in tied}
+    _require_shapes(folder, type(model).__name__, found, kept)
+
+
+def _require_shapes(
+    folder: Path, kind: str, found: Mapping[str, Shape], expected: Mapping[str, Shape]
+) -> None:
     wrong = [_mismatch(name, found[name], expected[name]) for name in found if name in expected]
     problems = [problem for problem in wrong if problem]
-    problems += [
-        f"{name} is missing" for name in expected if name not in found and name not in tied
-    ]
+    problems += [f"{name} is missing" for name in expected if name not in found]
     problems += [_surplus(name) for name in found if name not in expected]
     if problems:
         shown = "; ".join(problems[:4])
         more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise CheckpointError(
-            f"{folder} does not match its config.json ({type(model).__name__}): {shown}{more}. "
+            f"{folder} does not match its config.json ({kind}): {shown}{more}. "
             "Correct config.json or write the weights again"
         )
 
@@ -178,11 +177,18 @@ def _require_finite(folder: Path, model: Any) -> None:
         )
 
 
-def _tokenizer(folder: Path, vocab_size: int) -> Any:
+def _tokenizer(folder: Path, elsewhere: str | None, vocab_size: int) -> Any:
+    """The folder's tokenizer, or the one of a hub id; None, with a warning, without either."""
     from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        return None
+        if elsewhere is None:
+            return None
+        try:
+            folder = hub_tokenizer_folder(elsewhere)
+        except CheckpointError as error:
+            warnings.warn(f"{folder} is loaded without its tokenizer: {error}", stacklevel=4)
+            return None
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if len(tokenizer) > vocab_size:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""`load`: a bundled name or a local folder into a TransformerLens model."""
+"""`load`: a bundled name, a local folder or a hub id into a TransformerLens model."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 
 from tl_bilinear.checkpoints.bundled import bundled_folder, bundled_models
 from tl_bilinear.checkpoints.folder import CheckpointError, read_folder
+from tl_bilinear.checkpoints.hub import hub_folder, is_hub_id
 from tl_bilinear.hosts.boot import HostName, boot
 from tl_bilinear.hosts.self_check import self_check
 
@@ -22,7 +23,9 @@ def load(
     """A bilinear transformer as a TransformerLens model, weights as stored.
 
     Args:
-        name: a bundled name (`tl_bilinear.bundled_models()`) or a local Hugging Face folder.
+        name: a bundled name (`tl_bilinear.bundled_models()`), a local folder, or a hub id
+            ("tdooms/fw-medium"), which is taken from the local Hugging Face cache or fetched
+            into it. A folder of that name comes first.
         host: "auto" (HookedTransformer on TransformerLens 3.9, TransformerBridge on 4.x),
             "hooked_transformer" or "transformer_bridge".
         dtype: as stored where it is None.
@@ -31,28 +34,32 @@ def load(
             model that is not bilinear is returned as the ordinary model that it is.
 
     Raises:
-        CheckpointError: a folder that is damaged or does not match its configuration.
+        CheckpointError: a folder that is damaged or does not match its configuration, a name
+            that is unknown or cannot be fetched.
         NotBilinearError: a model that is not bilinear, with the layer and the way out.
-        ValueError: an unknown name or host.
+        ValueError: an unknown host.
     """
-    folder = _folder(name)
+    folder, shown = _folder(name)
     transformers_model, tokenizer = read_folder(folder, dtype, device)
+    transformers_model.config.name_or_path = shown
     expected = _reference(transformers_model) if check else None
-    model = boot(transformers_model, tokenizer, str(folder), host)
+    model = boot(transformers_model, tokenizer, shown, host)
     if check:
         self_check(model, reference=expected)
     return model
 
 
-def _folder(name: str | Path) -> Path:
+def _folder(name: str | Path) -> tuple[Path, str]:
+    """The folder to read, and what results are to call the model: its folder or hub id."""
     folder = bundled_folder(str(name)) or Path(name)
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"{str(name)!r} is neither a bundled model {list(bundled_models())} nor a folder. "
-            "For a model on the hub, download it first "
-            "(huggingface_hub.snapshot_download) and give the folder"
-        )
-    return folder
+    if folder.is_dir():
+        return folder, str(folder)
+    if isinstance(name, str) and is_hub_id(name):
+        return hub_folder(name), name
+    raise CheckpointError(
+        f"{str(name)!r} is neither a bundled model {list(bundled_models())}, nor a folder, nor a "
+        "hub id (owner/name)"
+    )
 
 
 def _reference(transformers_model: Any) -> Any:

@@ -110,6 +110,10 @@ class AbstractHost(ABC):
         """The norm that the MLP reads through."""
         return self._norm(self._block(layer).ln2)
 
+    def attention_norm(self, layer: int) -> Norm:
+        """The norm that a layer's attention reads through."""
+        return self._norm(self._block(layer).ln1)
+
     def final_norm(self) -> Norm:
         """The norm before the unembedding."""
         return self._norm(self.model.ln_final)

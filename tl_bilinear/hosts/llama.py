@@ -32,13 +32,10 @@ def hooked_transformer_from_llama(llama: Any, tokenizer: Any) -> HookedTransform
     cfg = _config(llama)
     model = HookedTransformer(cfg, tokenizer=tokenizer, move_to_device=False)
     state = _state_dict(llama, cfg)
-    model.load_and_process_state_dict(
-        state,
-        fold_ln=False,
-        center_writing_weights=False,
-        center_unembed=False,
-        fold_value_biases=False,
-    )
+    # Not load_and_process_state_dict: with every step off it still rounds float64 to float32.
+    missing, surplus = model.load_state_dict(state, strict=False)
+    buffers = {name for name, _ in model.named_buffers()}
+    assert set(missing) <= buffers and not surplus, (missing, surplus)
     model.to(str(llama.device), print_details=False)
     return model.eval()
 
