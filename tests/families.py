@@ -27,18 +27,18 @@ FAMILIES = {
 
 # What a class cannot have, and why: these cells of the parity table do not exist.
 NO_BIAS = {
-    "Mistral": "MistralMLP and MistralAttention have no biases",
-    "Gemma 1": "GemmaMLP has no biases",
-    "Gemma 2": "Gemma2MLP has no biases",
-    "Gemma 3": "Gemma3MLP has no biases",
-    "Qwen3": "Qwen3MLP has no biases",
-    "Phi3": "Phi3MLP and Phi3Attention have no biases",
-    "OLMo2": "Olmo2MLP has no biases",
+    "Mistral": "MistralMLP and MistralAttention have none",
+    "Phi3": "Phi3MLP and Phi3Attention have none",
 }
 BIASES: dict[str, dict[str, Any]] = {
-    "Llama": {"mlp_bias": True, "attention_bias": True},
+    "Llama": {"mlp_bias": True, "attention_bias": True},  # the only class with MLP biases
     "Qwen2": {},  # biases on q, k and v, always
+    "Qwen3": {"attention_bias": True},
+    "Gemma 1": {"attention_bias": True},
+    "Gemma 2": {"attention_bias": True},
+    "Gemma 3": {"attention_bias": True},
     "GLM": {"attention_bias": True},
+    "OLMo2": {"attention_bias": True},
     "StableLM": {"use_qkv_bias": True},  # and LayerNorm biases, always
 }
 # The key that decides the gate; the built module is what counts (Gemma 2 and 3 ignore hidden_act).

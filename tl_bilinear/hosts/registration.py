@@ -24,14 +24,19 @@ def register() -> None:
     - A bridge of a transformers model whose built gate activation is the identity gets
       `BilinearMLPBridge`, which stays bilinear in compatibility mode. Other activations are
       left alone.
+    - TransformerLens' weight processing of such models is exact, or raises `FoldingError`.
 
     Raises:
         ValueError: later, from HookedTransformer, for act_fn="bilinear" without gated_mlp.
     """
+    from tl_bilinear.hosts.folding import guard_bridge, guard_hooked_transformer
+
     if has_hooked_transformer():
         _register_hooked_transformer()
+        guard_hooked_transformer()
     _register_native()
     _register_bridges()
+    guard_bridge()
 
 
 def adopt_(model: Any) -> int:
