@@ -66,10 +66,26 @@ def guard_bridge() -> None:
         mlps = [getattr(block, "mlp", None) for block in getattr(self, "blocks", [])]
         if not mlps or not all(isinstance(mlp, BilinearForward) for mlp in mlps):
             return upstream(self, *args, **flags)
+        _add_bias_conversions_(self)
         process_(self, lambda: upstream(self, *args, **flags))
 
     process_weights._tl_bilinear = True  # pyright: ignore[reportAttributeAccessIssue]
     TransformerBridge.process_weights = process_weights
+
+
+def _add_bias_conversions_(bridge: Any) -> None:
+    """Tell the adapters that forget it how many heads the biases of k and v have.
+
+    Without it value biases under grouped-query attention (Qwen3, Gemma and OLMo2 with
+    attention_bias) end processing with a shape error.
+    """
+    known = bridge.adapter.weight_processing_conversions
+    present = any(
+        getattr(getattr(block, "attn", None), "b_V", None) is not None for block in bridge.blocks
+    )
+    if known is not None and present and "blocks.{i}.attn.v.weight" in known:
+        standard = bridge.adapter._qkvo_weight_conversions(include_biases=True)
+        bridge.adapter.weight_processing_conversions = {**standard, **known}
 
 
 def process_(model: Any, process: Callable[[], None]) -> None:

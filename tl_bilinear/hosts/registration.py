@@ -84,6 +84,20 @@ def _register_native() -> None:
     from transformer_lens.model_bridge.sources.native import model as native
 
     native._ACTIVATIONS.setdefault("bilinear", _identity)
+    upstream = native.NativeMLP.__init__
+    if getattr(upstream, "_tl_bilinear", False):
+        return
+
+    @functools.wraps(upstream)
+    def __init__(self: Any, cfg: Any) -> None:
+        if cfg.act_fn == "bilinear":
+            raise ValueError(
+                'act_fn="bilinear" needs gated_mlp=True: without a gate the MLP would be linear'
+            )
+        upstream(self, cfg)
+
+    __init__._tl_bilinear = True  # pyright: ignore[reportAttributeAccessIssue]
+    native.NativeMLP.__init__ = __init__
 
 
 def _register_bridges() -> None:
