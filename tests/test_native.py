@@ -12,7 +12,7 @@ from test_hosts import UNIMPORTED
 import tl_bilinear as tlb
 from tl_bilinear.hosts.self_check import relative_error
 
-NORMS = ("LN", "RMS", "LNPre", "RMSPre", None)
+NORMS = ("LN", "RMS", None)  # LNPre and RMSPre: test_folding.py
 POSITIONS = {
     "learned": {"positional_embedding_type": "standard"},
     "rotary": {"positional_embedding_type": "rotary", "rotary_dim": 4},
@@ -113,10 +113,10 @@ def test_it_trains_biases_and_all(norm):
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
     # out.bias sees a gradient at once; the inner ones as soon as the other factor is not zero.
-    assert all(bridge.blocks[0].mlp.__getattr__(f"b_{name}").any() for name in ("gate", "in"))
+    assert all(getattr(bridge.blocks[0].mlp, f"b_{name}").any() for name in ("gate", "in"))
     tlb.self_check(bridge)
 
 

@@ -1,5 +1,6 @@
 """TransformerLens' native models with bilinear MLPs: their boot, biases, and adapter."""
 
+import copy
 from typing import Any
 
 import torch
@@ -7,6 +8,8 @@ from torch import nn
 from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.gated_mlp import GatedMLPBridge
+from transformer_lens.model_bridge.sources import build_bridge_from_module
+from transformer_lens.model_bridge.sources.native import NativeModel, initialize_native_model
 from transformer_lens.model_bridge.supported_architectures.native import (
     NativeArchitectureAdapter,
 )
@@ -51,10 +54,19 @@ def boot_bilinear(
             f"act_fn={config.act_fn!r}, gated_mlp={config.gated_mlp}, attn_only={config.attn_only}"
         )
     register()
-    bridge = TransformerBridge.boot_native(config, tokenizer=tokenizer)
-    if mlp_bias:
-        for block in bridge.blocks:
+    if not mlp_bias:
+        return TransformerBridge.boot_native(config, tokenizer=tokenizer)
+    # A bridge notes which linears have a bias when it is built around them.
+    cfg = copy.deepcopy(config)
+    seeded = cfg.init_weights and cfg.seed is not None
+    with torch.random.fork_rng(devices=[], enabled=seeded):
+        model = NativeModel(cfg)
+        for block in model.layers:
             for name in ("gate", "in", "out"):
-                linear = getattr(block.mlp, name).original_component
+                linear = getattr(block.mlp, name)
                 linear.bias = nn.Parameter(torch.zeros_like(linear.weight[:, 0]))
-    return bridge
+        if cfg.init_weights:
+            initialize_native_model(model, cfg)
+    return build_bridge_from_module(
+        model, "TransformerLensNative", tl_config=cfg, tokenizer=tokenizer, model_name="native"
+    )
