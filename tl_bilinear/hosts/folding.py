@@ -76,8 +76,8 @@ def guard_bridge() -> None:
 def _add_bias_conversions_(bridge: Any) -> None:
     """Tell the adapters that forget it how many heads the biases of k and v have.
 
-    Without it value biases under grouped-query attention (Qwen3, Gemma and OLMo2 with
-    attention_bias) end processing with a shape error.
+    Without it value biases under grouped-query attention (OLMo2 with attention_bias) end
+    processing with a shape error.
     """
     known = bridge.adapter.weight_processing_conversions
     present = any(
