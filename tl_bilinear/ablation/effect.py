@@ -12,8 +12,9 @@ from tl_bilinear.decompositions import Mode
 from tl_bilinear.hosts import AbstractHost, get_host
 from tl_bilinear.hosts.corpus import mlp_streams
 from tl_bilinear.hosts.prompts import split_prompts, tokenize
-from tl_bilinear.hosts.reading import Reading, denominators, directions, read_ends, target_values
+from tl_bilinear.hosts.reading import Reading, read_ends, target_values
 from tl_bilinear.hosts.target import Target, make_readouts
+from tl_bilinear.hosts.writing import mlp_writing, writing_hooks
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +82,8 @@ def measure_ablation(
     tokens = tokenize(host, prompts)
 
     def run() -> Reading:
-        return read_ends(host, tokens, readouts, [host.mlp_input_site(mode.layer)])
+        hooks = [host.mlp_input_site(mode.layer), *writing_hooks(host, mode.layer)]
+        return read_ends(host, tokens, readouts, hooks)
 
     before = run()
     with ablate(host, mode):
@@ -108,10 +110,10 @@ def measure_ablation(
 def _direct(host: AbstractHost, mode: Mode, reading: Reading) -> float:
     x = reading.values[host.mlp_input_site(mode.layer)][0]
     lost = mode.contributions(x)
-    u = directions(host, reading)
-    direction = mode.direction.to(u)
-    along = u @ direction / direction.square().sum()
-    return float(-(along * lost / denominators(host, reading)[0]).sum())
+    writing = mlp_writing(host, reading, mode.layer)
+    direction = mode.direction.to(writing.direction)
+    along = writing.direction @ direction / direction.square().sum()
+    return float(-(along * lost / writing.scale[0]).sum())
 
 
 def _probabilities(

@@ -25,6 +25,13 @@ from tl_bilinear.hosts.reading import (
     target_values,
 )
 from tl_bilinear.hosts.target import Readout, Target
+from tl_bilinear.hosts.writing import (
+    attention_writing,
+    frozen_maps,
+    mlp_writing,
+    require_additive,
+    writing_hooks,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,41 +70,46 @@ def attribute_components(
     tokens; O(n_layers * n_heads * d_head * d_model) per prompt.
     """
     host = get_host(model)
+    require_additive(host)
     layers = range(host.n_layers)
     hooks = [host.embedding_site()]
     hooks += [site(layer) for layer in layers for site in (host.head_site, host.mlp_out_site)]
+    hooks += [hook for layer in layers for hook in writing_hooks(host, layer)]
     reading = take_reading(host, text, target, hooks, positions)
     u = directions(host, reading)
     rho = denominators(host, reading)
 
-    def project(value: Float[Tensor, "batch site d_model"]) -> Float[Tensor, "batch site"]:
-        return (value * u).sum(-1) / rho
-
-    biases = [host.b_O(layer).detach().double() @ u.T / rho for layer in layers]
+    attention = [_attention(host, layer, reading) for layer in layers]
     return ComponentAttribution(
         sites=reading.labels(),
-        embedding=project(reading.values[host.embedding_site()]),
-        heads=torch.stack([_heads(host, layer, u, rho, reading) for layer in layers]),
-        attention_bias=torch.stack(biases),
-        mlps=torch.stack([project(reading.values[host.mlp_out_site(layer)]) for layer in layers]),
+        embedding=(reading.values[host.embedding_site()] * u).sum(-1) / rho,
+        heads=torch.stack([heads for heads, _ in attention]),
+        attention_bias=torch.stack([bias for _, bias in attention]),
+        mlps=torch.stack([_mlp(host, layer, reading) for layer in layers]),
         bias=torch.stack([_bias(host, readout) for readout in reading.readouts]),
         target=target_values(host, reading),
-        provenance=provenance(host, ("final norm's denominator",), "none"),
+        provenance=provenance(host, frozen_maps(host), "none"),
     )
 
 
-def _heads(
-    host: AbstractHost,
-    layer: int,
-    u: Float[Tensor, "site d_model"],
-    rho: Float[Tensor, "batch site"],
-    reading: Reading,
-) -> Float[Tensor, "batch site head"]:
+def _mlp(host: AbstractHost, layer: int, reading: Reading) -> Float[Tensor, "batch site"]:
+    writing = mlp_writing(host, reading, layer)
+    value = reading.values[host.mlp_out_site(layer)]
+    return (value * writing.direction).sum(-1) / writing.scale + writing.offset
+
+
+def _attention(
+    host: AbstractHost, layer: int, reading: Reading
+) -> tuple[Float[Tensor, "batch site head"], Float[Tensor, "batch site"]]:
+    """Each head's share, and that of b_O with the post-norm's bias."""
+    writing = attention_writing(host, reading, layer)
     z = reading.values[host.head_site(layer)]
     z = z.unflatten(-1, (host.n_heads, host.d_head))
     # u is mapped back through W_O once instead of every head's value forward.
-    back = torch.einsum("hed,sd->she", host.W_O(layer).detach().double(), u)
-    return torch.einsum("bshe,she->bsh", z, back) / rho[..., None]
+    back = torch.einsum("hed,sd->she", host.W_O(layer).detach().double(), writing.direction)
+    heads = torch.einsum("bshe,she->bsh", z, back) / writing.scale[..., None]
+    bias = host.b_O(layer).detach().double() @ writing.direction.T
+    return heads, bias / writing.scale + writing.offset
 
 
 def _bias(host: AbstractHost, readout: Readout) -> Float[Tensor, ""]:

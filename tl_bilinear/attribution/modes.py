@@ -1,7 +1,8 @@
 """Contributions of eigenmodes of every MLP to a target, in a sum that closes.
 
 With the final norm's denominator rho frozen, MLP layer l adds u . y_l / rho to the target,
-where u is the target's direction with the final norm folded in. Since y_l is quadratic in
+where u is the target's direction with the final norm folded in (and, where a norm stands
+between the MLP and the stream, that one too: hosts/writing.py). Since y_l is quadratic in
 the normalised stream x (DESIGN 2.1),
 
     u . y_l / rho = sum_k lambda_k (v_k . x)^2 / rho + linear + constant
@@ -27,13 +28,13 @@ from tl_bilinear.hosts.provenance import Provenance, provenance
 from tl_bilinear.hosts.reading import (
     Positions,
     Reading,
-    denominators,
     directions,
     take_reading,
     target_values,
 )
 from tl_bilinear.hosts.self_check import TOLERANCES, NotBilinearError, relative_error
 from tl_bilinear.hosts.target import Target
+from tl_bilinear.hosts.writing import frozen_maps, mlp_writing, require_additive, writing_hooks
 from tl_bilinear.tensor import BilinearTensor
 
 
@@ -52,6 +53,9 @@ class Attribution:
     eigenvectors: Float[Tensor, "layer site mode d_model"]
     directions: Float[Tensor, "site d_model"]
     """u per site: the target's direction, final norm folded in, before 1/rho."""
+    mlp_directions: Float[Tensor, "layer site d_model"]
+    """u per layer, at `mlp_out_site`: the same, but with a post-norm folded in where there is
+    one."""
     activations: Float[Tensor, "layer batch site mode"]
     """v_k . x, signed."""
     contributions: Float[Tensor, "layer batch site mode"]
@@ -87,7 +91,7 @@ class Attribution:
         value = float(self.eigenvalues[row, site, index])
         return Mode(
             layer=layer,
-            direction=self.directions[site],
+            direction=self.mlp_directions[row, site],
             eigenvalue=value,
             eigenvector=self.eigenvectors[row, site, index],
             label=f"L{layer}.{index} λ={value:+.3g} ({self.sites[site]})",
@@ -139,12 +143,12 @@ def attribute_modes(
     layers = _check_layers(host, layers)
     if k is not None and not 1 <= k <= host.d_model:
         raise ValueError(f"`k` must be between 1 and d_model = {host.d_model}, got {k}")
+    require_additive(host)
     hooks = [site(layer) for layer in layers for site in (host.mlp_input_site, host.mlp_out_site)]
+    hooks += [hook for layer in layers for hook in writing_hooks(host, layer)]
     reading = take_reading(host, text, target, hooks, positions)
-    u = directions(host, reading)
-    rho = denominators(host, reading)
     value = target_values(host, reading)
-    parts = [_attribute_layer(host, layer, u, rho, reading, k, gauge) for layer in layers]
+    parts = [_attribute_layer(host, layer, reading, k, gauge) for layer in layers]
     stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
     explained = stacked["contributions"].sum(-1)
     for name in ("remainder", "trace", "linear", "constant"):
@@ -153,10 +157,10 @@ def attribute_modes(
         layers=layers,
         sites=reading.labels(),
         positions=reading.positions,
-        directions=u,
+        directions=directions(host, reading),
         rest=value - explained.sum(0),
         target=value,
-        provenance=provenance(host, ("final norm's denominator",), gauge),
+        provenance=provenance(host, frozen_maps(host), gauge),
         **stacked,
     )
 
@@ -176,8 +180,6 @@ def _check_layers(host: AbstractHost, layers: Sequence[int] | None) -> tuple[int
 def _attribute_layer(
     host: AbstractHost,
     layer: int,
-    u: Float[Tensor, "site d_model"],
-    rho: Float[Tensor, "batch site"],
     reading: Reading,
     k: int | None,
     gauge: Gauge,
@@ -191,12 +193,15 @@ def _attribute_layer(
             f"largest entry (tolerance {TOLERANCES[host.dtype]:.0e}), so modes would not add up: "
             "tl_bilinear.self_check(model) says why"
         )
+    writing = mlp_writing(host, reading, layer)
+    u, rho = writing.direction, writing.scale
     values, vectors, shift = _eigenpairs(weights.tensor, u, k, gauge)
     activations = torch.einsum("bsd,skd->bsk", x, vectors)
     contributions = values * activations**2 / rho[..., None]
     trace = shift * x.square().sum(-1) / rho
     quadratic = (weights.quadratic(x) * u).sum(-1) / rho
     return {
+        "mlp_directions": u,
         "eigenvalues": values,
         "eigenvectors": vectors,
         "activations": activations,
@@ -204,7 +209,7 @@ def _attribute_layer(
         "remainder": quadratic - contributions.sum(-1) - trace,
         "trace": trace,
         "linear": (weights.linear(x) * u).sum(-1) / rho,
-        "constant": (weights.constant() * u).sum(-1) / rho,
+        "constant": (weights.constant() * u).sum(-1) / rho + writing.offset,
     }
 
 

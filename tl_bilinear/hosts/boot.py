@@ -14,8 +14,8 @@ def boot(transformers_model: Any, tokenizer: Any, name: str, host: HostName = "a
 
     Args:
         name: what transformers finds the configuration under, a folder or a hub id.
-        host: "auto" is a HookedTransformer where TransformerLens has one (3.x) and a
-            TransformerBridge elsewhere.
+        host: "auto" is a HookedTransformer for Llamas where TransformerLens has one (3.x) and
+            a TransformerBridge elsewhere.
 
     Raises:
         ValueError: an unknown host, or a HookedTransformer on TransformerLens 4.x or for an
@@ -26,7 +26,9 @@ def boot(transformers_model: Any, tokenizer: Any, name: str, host: HostName = "a
             f'`host` must be "auto", "hooked_transformer" or "transformer_bridge", got {host!r}'
         )
     if host == "auto":
-        host = "hooked_transformer" if has_hooked_transformer() else "transformer_bridge"
+        llama = transformers_model.config.model_type == "llama"
+        hooked = llama and has_hooked_transformer()
+        host = "hooked_transformer" if hooked else "transformer_bridge"
     if host == "transformer_bridge":
         return _boot_bridge(transformers_model, tokenizer, name)
     if not has_hooked_transformer():

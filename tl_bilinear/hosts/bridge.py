@@ -14,7 +14,7 @@ from transformer_lens.model_bridge.generalized_components.normalization import (
 )
 
 from tl_bilinear.hosts.host import AbstractHost
-from tl_bilinear.hosts.norm import Norm
+from tl_bilinear.hosts.norm import NO_NORM, Norm
 
 ACTIVATION_ATTRIBUTES = ("act_fn", "activation_fn", "act", "activation")
 
@@ -82,13 +82,49 @@ def adopt_mlp(mlp: Any) -> bool:
 class TransformerBridgeHost(AbstractHost):
     kind = "TransformerBridge"
 
+    def mlp_norm(self, layer: int) -> Norm:
+        return self._norm(self._block(layer).ln2) if self._reads_norm(layer) else NO_NORM
+
+    def mlp_post_norm(self, layer: int) -> Norm:
+        name = self._writer(layer, "hook_mlp_out")
+        return NO_NORM if name == "mlp" else self._norm(getattr(self._block(layer), name))
+
+    def attention_post_norm(self, layer: int) -> Norm:
+        name = self._writer(layer, "hook_attn_out")
+        return NO_NORM if name == "attn" else self._norm(getattr(self._block(layer), name))
+
+    def mlp_input_site(self, layer: int) -> str:
+        if self.mlp_norm(layer).exists:
+            return f"blocks.{layer}.ln2.hook_normalized"
+        return f"blocks.{layer}.mlp.hook_in"
+
     def mlp_out_site(self, layer: int) -> str:
         # hook_mlp_out sits behind a post-norm in some families; edits act on the MLP itself.
         return f"blocks.{layer}.mlp.hook_out"
 
+    def mlp_post_scale_site(self, layer: int) -> str | None:
+        name = self._writer(layer, "hook_mlp_out")
+        return None if name == "mlp" else f"blocks.{layer}.{name}.hook_scale"
+
+    def attention_post_scale_site(self, layer: int) -> str | None:
+        name = self._writer(layer, "hook_attn_out")
+        return None if name == "attn" else f"blocks.{layer}.{name}.hook_scale"
+
+    def _writer(self, layer: int, alias: str) -> str:
+        """The submodule whose output is added to the stream: the sublayer or its post-norm.
+
+        TransformerLens 3.9 calls OLMo2's post-norms ln1 and ln2, 4.x ln1_post and ln2_post;
+        the block's own aliases say the same in both.
+        """
+        return self._block(layer).hook_aliases[alias].removesuffix(".hook_out")
+
+    def _reads_norm(self, layer: int) -> bool:
+        """False where the MLP reads the stream as it is (OLMo2)."""
+        return self._block(layer).hook_aliases["hook_resid_mid"] == "ln2.hook_in"
+
     def _norm(self, module: Any) -> Norm:
         if not isinstance(module, NormalizationBridge):
-            return Norm(gain=None, bias=None, centred=False, exists=False)
+            return NO_NORM
         rms = module.uses_rms_norm
         gain = self._optional(lambda: module.weight)
         bias = None if rms else self._optional(lambda: module.bias)

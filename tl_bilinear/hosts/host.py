@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_bilinear.hosts.norm import Norm
+from tl_bilinear.hosts.norm import NO_NORM, Norm
 from tl_bilinear.quadratic_map import QuadraticMap
 from tl_bilinear.tensor import BilinearTensor
 
@@ -114,6 +114,20 @@ class AbstractHost(ABC):
         """The norm that a layer's attention reads through."""
         return self._norm(self._block(layer).ln1)
 
+    def mlp_post_norm(self, layer: int) -> Norm:
+        """The norm between the MLP and the stream (Gemma 2 and 3, OLMo2); most have none."""
+        return NO_NORM
+
+    def attention_post_norm(self, layer: int) -> Norm:
+        """The norm between the heads' sum and the stream; most have none."""
+        return NO_NORM
+
+    @property
+    def logit_softcap(self) -> float | None:
+        """c where the logits are c tanh(W_U x / c); targets are read before it."""
+        cap = getattr(self.model.cfg, "output_logits_soft_cap", None)
+        return float(cap) if cap is not None and cap > 0 else None
+
     def final_norm(self) -> Norm:
         """The norm before the unembedding."""
         return self._norm(self.model.ln_final)
@@ -142,6 +156,14 @@ class AbstractHost(ABC):
     def mlp_out_site(self, layer: int) -> str:
         """Hook whose value `mlp_map` gives, and where ablations act."""
         return f"blocks.{layer}.hook_mlp_out"
+
+    def mlp_post_scale_site(self, layer: int) -> str | None:
+        """Hook of `mlp_post_norm`'s denominator, [batch, pos, 1]; None without one."""
+        return None
+
+    def attention_post_scale_site(self, layer: int) -> str | None:
+        """Hook of `attention_post_norm`'s denominator, [batch, pos, 1]; None without one."""
+        return None
 
     def head_site(self, layer: int) -> str:
         """Hook of the heads' values before W_O, [batch, pos, n_heads, d_head]."""

@@ -41,3 +41,6 @@ class Norm:
         if self.centred:
             readout = readout - readout.mean(-1, keepdim=True)
         return readout
+
+
+NO_NORM = Norm(gain=None, bias=None, centred=False, exists=False)

@@ -72,7 +72,7 @@ def take_reading(
         return Reading(
             readouts=readouts * len(places),
             values=values,
-            logits=_logits(host, values[host.final_input_site()]),
+            logits=softcapped(host, unembed(host, values[host.final_input_site()])),
             positions=places.expand(rows, -1),
         )
     prompts = split_prompts(text)
@@ -131,11 +131,17 @@ def denominators(host: AbstractHost, reading: Reading) -> Float[Tensor, "batch s
 
 
 def target_values(host: AbstractHost, reading: Reading) -> Float[Tensor, "batch site"]:
-    """The model's own value of each readout: from its logits, or from ln_final's output."""
+    """The model's own value of each readout: from its logits, or from ln_final's output.
+
+    A model that caps its logits is read before the cap, where its parts still add up.
+    """
     values = []
+    every = reading.logits
+    if host.logit_softcap is not None:
+        every = unembed(host, reading.values[host.final_input_site()])
     for site, readout in enumerate(reading.readouts):
         if readout.weights:
-            logits = reading.logits[:, site]
+            logits = every[:, site]
             parts = [weight * logits[:, token] for token, weight in readout.weights.items()]
             values.append(torch.stack(parts).sum(0))
         else:
@@ -143,6 +149,24 @@ def target_values(host: AbstractHost, reading: Reading) -> Float[Tensor, "batch 
             u = host.fold_readout(readout.direction)
             values.append(normalised @ u + host.readout_offset(readout.direction))
     return torch.stack(values, 1)
+
+
+def unembed(
+    host: AbstractHost, normalised: Float[Tensor, "*batch d_model"]
+) -> Float[Tensor, "*batch d_vocab"]:
+    """Logits before any softcap, from ln_final's output before its gain; in float64."""
+    norm, weights = host.final_norm(), host.W_U.detach().double()
+    out = normalised if norm.gain is None else normalised * norm.gain.double()
+    out = out if norm.bias is None else out + norm.bias.double()
+    return out @ weights + host.b_U.detach().double()
+
+
+def softcapped(
+    host: AbstractHost, logits: Float[Tensor, "*batch d_vocab"]
+) -> Float[Tensor, "*batch d_vocab"]:
+    """c tanh(logits / c) where the model caps its logits."""
+    cap = host.logit_softcap
+    return logits if cap is None else cap * (logits / cap).tanh()
 
 
 def _final_hooks(host: AbstractHost) -> list[str]:
@@ -167,14 +191,6 @@ def _from_cache(host: AbstractHost, cache: Any, hooks: Sequence[str]) -> dict[st
     if any(value.ndim < 3 for value in found.values()):
         raise ValueError("the cache has no batch axis: run with remove_batch_dim=False")
     return found
-
-
-def _logits(host: AbstractHost, normalised: Float[Tensor, "batch site d_model"]) -> Tensor:
-    """What the unembedding makes of ln_final's output, for a cache, which holds no logits."""
-    norm, weights = host.final_norm(), host.W_U.detach().double()
-    out = normalised if norm.gain is None else normalised * norm.gain.double()
-    out = out if norm.bias is None else out + norm.bias.double()
-    return out @ weights + host.b_U.detach().double()
 
 
 def _read_everywhere(

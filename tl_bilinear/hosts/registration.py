@@ -24,14 +24,19 @@ def register() -> None:
     - A bridge of a transformers model whose built gate activation is the identity gets
       `BilinearMLPBridge`, which stays bilinear in compatibility mode. Other activations are
       left alone.
+    - TransformerLens' weight processing of such models is exact, or raises `FoldingError`.
 
     Raises:
         ValueError: later, from HookedTransformer, for act_fn="bilinear" without gated_mlp.
     """
+    from tl_bilinear.hosts.folding import guard_bridge, guard_hooked_transformer
+
     if has_hooked_transformer():
         _register_hooked_transformer()
+        guard_hooked_transformer()
     _register_native()
     _register_bridges()
+    guard_bridge()
 
 
 def adopt_(model: Any) -> int:
@@ -79,6 +84,20 @@ def _register_native() -> None:
     from transformer_lens.model_bridge.sources.native import model as native
 
     native._ACTIVATIONS.setdefault("bilinear", _identity)
+    upstream = native.NativeMLP.__init__
+    if getattr(upstream, "_tl_bilinear", False):
+        return
+
+    @functools.wraps(upstream)
+    def __init__(self: Any, cfg: Any) -> None:
+        if cfg.act_fn == "bilinear":
+            raise ValueError(
+                'act_fn="bilinear" needs gated_mlp=True: without a gate the MLP would be linear'
+            )
+        upstream(self, cfg)
+
+    __init__._tl_bilinear = True  # pyright: ignore[reportAttributeAccessIssue]
+    native.NativeMLP.__init__ = __init__
 
 
 def _register_bridges() -> None:
