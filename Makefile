@@ -9,6 +9,9 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+# Stories for `make models` besides those that the teacher writes: the file that the bundled model's
+# card names, where it lies beside the repository.
+TEXT ?= $(wildcard ../shared/data/text/tinystories_sample_2MiB.txt)
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -57,7 +60,7 @@ format: .venv/.lint ## let ruff format and mend
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
-models: .venv/.package ## train the bundled models again (hours); TEXT=file to train on other text
+models: .venv/.package ## train stories-5l again (about an hour), on TEXT and the teacher's stories
 	.venv/bin/python -m tl_bilinear.conversion.stories --work-dir .cache/models $(if $(TEXT),--text "$(TEXT)")
 
 demos: .venv/.package ## run every demo

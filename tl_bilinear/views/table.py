@@ -35,9 +35,11 @@ def table(
         text_columns: how many columns from the left hold text; the others are numbers.
     """
     kind = ' class="dense"' if dense else ""
-    lines = [f'<div class="scroll"><table{kind}>']
+    # Not <caption>: it would scroll sideways with a wide table and be cut on a narrow screen.
+    lines = ["<figure>"]
     if caption:
-        lines.append(f"<caption>{escape(caption)}</caption>")
+        lines.append(f"<figcaption>{escape(caption)}</figcaption>")
+    lines.append(f'<div class="scroll"><table{kind}>')
     if header:
         cells = "".join(_cell("th", cell, i < text_columns) for i, cell in enumerate(header))
         lines.append(f"<thead><tr>{cells}</tr></thead>")
@@ -46,7 +48,7 @@ def table(
         total = ' class="total"' if number >= len(rows) - total_rows else ""
         cells = "".join(_cell("td", cell, i < text_columns) for i, cell in enumerate(row))
         lines.append(f"<tr{total}>{cells}</tr>")
-    lines.append("</tbody></table></div>")
+    lines.append("</tbody></table></div></figure>")
     return "".join(lines)
 
 
