@@ -184,10 +184,8 @@ def _losses(card: StoryCard, metrics: list[dict]) -> str:
             f"--text {card.held_out} --first {card.n_held_out}"
         )
         lines.append(
-            f"{card.held_out.name} was not trained on, but its loss was looked at when the recipe was\n"
-            "chosen: the second stage was added because the first one ended at 1.5176."
-            if len(card.stages) > 1
-            else f"{card.held_out.name} was not trained on."
+            f"{card.held_out.name} was not trained on, but its loss was looked at\n"
+            "when the recipe was chosen."
         )
         digest = sha256_of_file(card.held_out)
         lines.append(
