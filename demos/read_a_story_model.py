@@ -21,7 +21,7 @@ TARGET = (" his", " her")
 def main() -> None:
     console = Console(width=110)
     model = tlb.load("stories-5l")
-    console.print(tlb.self_check(model))
+    console.print(str(tlb.self_check(model)))
 
     parts = tlb.attribute_components(model, PROMPT, TARGET)
     console.print(
@@ -29,12 +29,13 @@ def main() -> None:
         f"components' direct effects: {parts.total.sum():+.3f}"
     )
 
-    found = tlb.attribute_modes(model, PROMPT, TARGET, k=16)
+    seen = {t for text in (PROMPT, *bundled_stories()) for t in model.to_tokens(text)[0].tolist()}
+    found = tlb.attribute_modes(model, PROMPT, TARGET, k=None)
     table = Table(title="modes with the largest direct effect (logits, final norm frozen)")
     for column in ("mode", "eigenvalue", "effect", "read most by tokens (+)", "(-)"):
         table.add_column(column)
     for mode, effect in found.top(6):
-        reading = reading_tokens(model, mode, k=5)
+        reading = reading_tokens(model, mode, k=5, among=seen)
         positive, negative = (
             " ".join(repr(token) for token, _ in side)
             for side in (reading.positive, reading.negative)
