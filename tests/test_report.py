@@ -393,14 +393,3 @@ def test_models_are_listed(run: Callable[..., Any]) -> None:
     for name in bundled_models():
         assert name in done.stdout
     assert "gated (silu)" in done.stdout
-
-
-def test_the_stories_are_cut_at_words() -> None:
-    from tl_bilinear.checkpoints.bundled import bundled_stories
-    from tl_bilinear.report.stories import N_CHARACTERS, N_STORIES, story_beginnings
-
-    beginnings = story_beginnings()
-    assert len(beginnings) == N_STORIES
-    for beginning, story in zip(beginnings, bundled_stories(), strict=False):
-        assert story.startswith(beginning) and 0 < len(beginning) <= N_CHARACTERS
-        assert beginning == story or story[len(beginning)].isspace()

@@ -194,3 +194,14 @@ def test_bad_sampling_and_evaluation_input_is_refused(tmp_path):
     model, tokenizer = load_folder(ZOO / "stories-5l-swiglu")
     with pytest.raises(ValueError, match="nothing to predict in 0 stories"):
         evaluate(model, tokenizer, [])
+
+
+def test_the_stories_are_cut_at_words() -> None:
+    from tl_bilinear.checkpoints.bundled import bundled_stories
+    from tl_bilinear.report.stories import N_CHARACTERS, N_STORIES, story_beginnings
+
+    beginnings = story_beginnings()
+    assert len(beginnings) == N_STORIES
+    for beginning, story in zip(beginnings, bundled_stories(), strict=False):
+        assert story.startswith(beginning) and 0 < len(beginning) <= N_CHARACTERS
+        assert beginning == story or story[len(beginning)].isspace()
