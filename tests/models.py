@@ -64,23 +64,29 @@ def process_(model: Any, host: str) -> None:
         model.enable_compatibility_mode()
 
 
+NATIVE: dict[str, Any] = {
+    "n_layers": 2,
+    "d_model": 16,
+    "d_head": 4,
+    "n_heads": 4,
+    "d_mlp": 24,
+    "d_vocab": 40,
+    "n_ctx": 32,
+    "act_fn": "bilinear",
+    "gated_mlp": True,
+    "normalization_type": "RMS",
+    "seed": 0,
+}
+
+
 def native(norm: str | None, host: str, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
     """A natively built bilinear model: HookedTransformer on 3.9, a native bridge on either."""
     import tl_bilinear as tlb
 
     tlb.register()
     settings: dict[str, Any] = {
-        "n_layers": 2,
-        "d_model": 16,
-        "d_head": 4,
-        "n_heads": 4,
-        "d_mlp": 24,
-        "d_vocab": 40,
-        "n_ctx": 32,
-        "act_fn": "bilinear",
-        "gated_mlp": True,
+        **NATIVE,
         "normalization_type": norm,
-        "seed": 0,
         "dtype": dtype,
         "device": "cpu",
         **options,

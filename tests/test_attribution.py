@@ -68,6 +68,8 @@ def test_modes_sum_to_every_mlps_share_and_to_the_target(host, norm, target, gau
     full = tlb.attribute_modes(model, tokens, target, k=None, gauge=gauge)
     scale = float(shares.abs().max())
     assert full.remainder.abs().max() < 1e-9 * scale
+    rebuilt = full.eigenvalues[:, None] * full.activations**2 / full.denominators[..., None]
+    torch.testing.assert_close(full.contributions, rebuilt, rtol=1e-12, atol=1e-12 * scale)
     torch.testing.assert_close(full.shares[..., 0], shares.double(), rtol=exact, atol=exact * scale)
     torch.testing.assert_close(full.target[:, 0], value.double(), rtol=exact, atol=exact * scale)
     total = full.shares.sum(0) + full.rest

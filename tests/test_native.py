@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from models import NATIVE
 from test_hosts import UNIMPORTED
 
 import tl_bilinear as tlb
@@ -17,19 +18,6 @@ POSITIONS = {
     "learned": {"positional_embedding_type": "standard"},
     "rotary": {"positional_embedding_type": "rotary", "rotary_dim": 4},
 }
-SETTINGS: dict[str, Any] = {
-    "n_layers": 2,
-    "d_model": 16,
-    "d_head": 4,
-    "n_heads": 4,
-    "d_mlp": 24,
-    "d_vocab": 40,
-    "n_ctx": 32,
-    "act_fn": "bilinear",
-    "gated_mlp": True,
-    "normalization_type": "RMS",
-    "seed": 0,
-}
 
 
 def boot(*, mlp_bias: bool = True, perturbed: bool = True, **options: Any) -> Any:
@@ -37,7 +25,7 @@ def boot(*, mlp_bias: bool = True, perturbed: bool = True, **options: Any) -> An
 
     from tl_bilinear.hosts.native import boot_bilinear
 
-    bridge = boot_bilinear(TransformerBridgeConfig(**{**SETTINGS, **options}), mlp_bias=mlp_bias)
+    bridge = boot_bilinear(TransformerBridgeConfig(**{**NATIVE, **options}), mlp_bias=mlp_bias)
     if perturbed:
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
@@ -133,7 +121,7 @@ def test_upstream_boot_refuses_a_bilinear_mlp_without_a_gate():
     from transformer_lens.model_bridge import TransformerBridge
 
     tlb.register()
-    config = TransformerBridgeConfig(**{**SETTINGS, "gated_mlp": False})
+    config = TransformerBridgeConfig(**{**NATIVE, "gated_mlp": False})
     with pytest.raises(ValueError, match="without a gate the MLP would be linear"):
         TransformerBridge.boot_native(config)
 

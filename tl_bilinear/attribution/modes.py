@@ -56,6 +56,9 @@ class Attribution:
     mlp_directions: Float[Tensor, "layer site d_model"]
     """u per layer, at `mlp_out_site`: the same, but with a post-norm folded in where there is
     one."""
+    denominators: Float[Tensor, "layer batch site"]
+    """rho, what contributions are divided by: the final norm's denominator, times that of a
+    post-norm where there is one."""
     activations: Float[Tensor, "layer batch site mode"]
     """v_k . x, signed."""
     contributions: Float[Tensor, "layer batch site mode"]
@@ -202,6 +205,7 @@ def _attribute_layer(
     quadratic = (weights.quadratic(x) * u).sum(-1) / rho
     return {
         "mlp_directions": u,
+        "denominators": rho,
         "eigenvalues": values,
         "eigenvectors": vectors,
         "activations": activations,

@@ -69,13 +69,6 @@ class ModeReport:
         return f"L{self.mode.layer}.{self.index}"
 
     @property
-    def rho(self) -> float:
-        """The final norm's denominator, from contribution = lambda (v.x)^2 / rho."""
-        if not self.contribution:
-            return float("nan")
-        return self.mode.eigenvalue * self.activation**2 / self.contribution
-
-    @property
     def scale(self) -> float:
         """The largest |activation| on prompt and excerpts, the first token left out."""
         values = [*self.prompt_activations[1:]]
@@ -196,7 +189,7 @@ def measure_report(
         check=check,
         predictions=predictions,
         components=components,
-        rho=top.rho,
+        rho=float(modes.denominators[modes.layers.index(top.mode.layer), 0, site]),
         layers=reports,
         ablation=measure_ablation(
             host, question.prompt, question.target, top.mode, texts, draws=DRAWS
