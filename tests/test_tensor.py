@@ -85,6 +85,17 @@ def test_interaction_matrix(data):
     close(torch.einsum("bij,i,j->b", matrix, x, x), u @ tensor(x))
 
 
+@given(st.data())
+def test_input_gram_gives_the_inner_products_of_the_unfoldings(data):
+    a = data.draw(tensors())
+    b = BilinearTensor(*(normal(data.draw, size, 3) for size in (a.d_in, a.d_in, 2)))
+    dense_a, dense_b = a.symmetrized().to_dense(), b.symmetrized().to_dense()
+    gram = torch.einsum("oij,pij->op", dense_a, dense_b)
+    close(a.out @ a.input_gram(b) @ b.out.T, gram)
+    plain = torch.einsum("oij,pij->op", a.to_dense(), b.to_dense())
+    close(a.out @ a.input_gram(b, symmetrized=False) @ b.out.T, plain)
+
+
 def test_interaction_matrix_of_two_spaces_is_rectangular():
     tensor = BilinearTensor(torch.randn(3, 2), torch.randn(4, 2), torch.randn(5, 2))
     u = torch.randn(5)

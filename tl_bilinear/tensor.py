@@ -132,8 +132,27 @@ class BilinearTensor:
         Of the tensors as they stand: symmetrise both first to compare functions.
         """
         self._require_same_shape(other, "inner")
-        grams = (self.left.T @ other.left) * (self.right.T @ other.right)
-        return (grams * (self.out.T @ other.out)).sum()
+        return (self.input_gram(other, symmetrized=False) * (self.out.T @ other.out)).sum()
+
+    def input_gram(
+        self, other: "BilinearTensor", *, symmetrized: bool = True
+    ) -> Float[Tensor, "{self.rank} {other.rank}"]:
+        """K[r, s], the inner product of the input matrices left_r right_r^T of two tensors.
+
+        Symmetrised, `((L^T L') * (R^T R') + (L^T R') * (R^T L')) / 2`: the inner product of their
+        symmetric parts, so that `out K out'^T` is the Gram matrix of the symmetrised tensors'
+        output unfoldings and no tensor is built. O(rank * rank_other * d).
+        """
+        if (self.d_left, self.d_right) != (other.d_left, other.d_right):
+            raise ValueError(
+                "`input_gram` needs two tensors that read the same spaces (d_left, d_right): got "
+                f"{(self.d_left, self.d_right)} and {(other.d_left, other.d_right)}"
+            )
+        plain = (self.left.T @ other.left) * (self.right.T @ other.right)
+        if not symmetrized:
+            return plain
+        _ = self.d_in
+        return (plain + (self.left.T @ other.right) * (self.right.T @ other.left)) / 2
 
     def norm(self) -> Float[Tensor, ""]:
         """Frobenius norm, `sqrt(<B, B>)`. O(rank^2 * d)."""
