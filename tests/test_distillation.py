@@ -120,7 +120,7 @@ def test_second_run_goes_on_from_a_bilinear_start(tmp_path):
 
 
 def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
-    from tl_bilinear.conversion import files
+    from tl_bilinear.optimisation import files
 
     path = tmp_path / "training.pt"
     files.replace_file(path, b"old")
@@ -135,7 +135,7 @@ def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_folder_is_replaced_file_by_file(tmp_path):
-    from tl_bilinear.conversion.files import replace_folder
+    from tl_bilinear.optimisation.files import replace_folder
 
     (tmp_path / "new").mkdir()
     (tmp_path / "old").mkdir()

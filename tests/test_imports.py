@@ -23,7 +23,7 @@ LAYERS = (
     ("unlearning", "sweeps"),
     ("views",),
     ("attribution", "circuits", "ablation", "conversion", "training"),
-    ("checkpoints",),
+    ("checkpoints", "optimisation"),
     ("hosts",),
     ("decompositions",),
     ("tensor", "quadratic_map"),

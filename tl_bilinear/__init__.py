@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tl_bilinear.hosts.self_check import self_check as self_check
     from tl_bilinear.quadratic_map import QuadraticMap as QuadraticMap
     from tl_bilinear.tensor import BilinearTensor as BilinearTensor
+    from tl_bilinear.training import TrainingConfig as TrainingConfig
+    from tl_bilinear.training import train as train
 
 __version__ = version("tl_bilinear")
 
@@ -44,6 +46,8 @@ _ROOMS = {
     "save_pretrained": "checkpoints",
     "bundled_models": "checkpoints",
     "bilinearize": "conversion",
+    "train": "training",
+    "TrainingConfig": "training",
     "attribute_modes": "attribution",
     "attribute_components": "attribution",
     "ablate": "ablation",
@@ -56,6 +60,8 @@ _FOLDERS = (
     "conversion",
     "decompositions",
     "hosts",
+    "optimisation",
+    "training",
     "views",
 )
 
@@ -74,6 +80,8 @@ __all__ = [
     "save_pretrained",
     "bundled_models",
     "bilinearize",
+    "train",
+    "TrainingConfig",
     "attribute_modes",
     "attribute_components",
     "ablate",

@@ -18,10 +18,6 @@ machine, torch version and number of threads.
 """
 
 import copy
-import io
-import json
-import math
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,7 +38,8 @@ from tl_bilinear.conversion.annealing import (
     linear_schedule,
     set_beta_,
 )
-from tl_bilinear.conversion.files import fingerprint_parameters, fingerprint_tokens, replace_file
+from tl_bilinear.optimisation import TokenWindows, TrainingRun, learning_rate
+from tl_bilinear.optimisation.files import fingerprint_parameters, fingerprint_tokens
 
 _SCHEDULES = {"linear": linear_schedule, "cosine": cosine_schedule}
 
@@ -106,11 +103,13 @@ class DistillationConfig:
 
     def rate(self, step: int) -> float:
         """Return the learning rate at a step: linear warm-up, then a cosine down to the final."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        share = (step - self.warmup_steps) / max(1, self.n_steps - self.warmup_steps)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
-        return self.final_learning_rate + cosine * (self.learning_rate - self.final_learning_rate)
+        return learning_rate(
+            step,
+            self.n_steps,
+            self.learning_rate,
+            final=self.final_learning_rate,
+            warmup_steps=self.warmup_steps,
+        )
 
 
 class Losses(NamedTuple):
@@ -124,11 +123,7 @@ def windows(
     data: Int[Tensor, " n_tokens"], config: DistillationConfig, step: int
 ) -> Int[Tensor, "batch window"]:
     """Return the windows of text of one step, a function of (data, config.seed, step) alone."""
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-    starts = torch.randint(
-        0, len(data) - config.window + 1, (config.batch_size,), generator=generator
-    )
-    return data[starts[:, None] + torch.arange(config.window)]
+    return TokenWindows(data, config.batch_size, config.window, config.seed)(step)
 
 
 def distillation_losses(
@@ -186,8 +181,7 @@ def bilinearize(
     identity = _identity(model, data, config)
     if start is not None:
         identity["start"] = fingerprint_parameters(start)
-    run = _Run(student, config, out_folder, identity)
-    run.resume()
+    run = TrainingRun(student, _optimizer(student, config), out_folder, identity)
     end = config.n_steps if stop_at is None else min(stop_at, config.n_steps)
     bar = tqdm(range(run.step, end), initial=run.step, total=config.n_steps, disable=not progress)
     bar.set_description("bilinearize")
@@ -230,6 +224,16 @@ def _student(model: PreTrainedModel, start: PreTrainedModel | None) -> PreTraine
     return copy.deepcopy(start)
 
 
+def _optimizer(student: PreTrainedModel, config: DistillationConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        student.parameters(),
+        lr=config.learning_rate,
+        betas=(0.9, config.beta2),
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
 def _train_step(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
@@ -255,82 +259,6 @@ def _train_step(
         "learning_rate": rate,
         "gradient_norm": norm.item(),
     }
-
-
-class _Run:
-    """The state of a run between steps, and its folder.
-
-    `training.pt` is written first under another name, and metrics are appended when it has been:
-    a run that was cut off at any moment is found as its last checkpoint left it.
-    """
-
-    def __init__(
-        self,
-        student: PreTrainedModel,
-        config: DistillationConfig,
-        folder: str | Path | None,
-        identity: dict,
-    ):
-        self.student, self.identity = student, identity
-        self.folder = None if folder is None else Path(folder)
-        self.step, self.seconds = 0, 0.0
-        self.metrics: list[dict[str, float]] = []
-        self.clock = time.perf_counter()
-        self.optimizer = torch.optim.AdamW(
-            student.parameters(),
-            lr=config.learning_rate,
-            betas=(0.9, config.beta2),
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-
-    def record(self, metrics: dict[str, float]) -> None:
-        now = time.perf_counter()
-        self.seconds += now - self.clock
-        self.clock = now
-        self.step = int(metrics["step"]) + 1
-        self.metrics.append({**metrics, "seconds": round(self.seconds, 3)})
-
-    def save(self) -> None:
-        if self.folder is None:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        state = {
-            "identity": self.identity,
-            "step": self.step,
-            "seconds": self.seconds,
-            "metrics": self.metrics,
-            "model": self.student.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        torch.save(state, buffer)
-        replace_file(self.folder / "training.pt", buffer.getvalue())
-        lines = "".join(json.dumps(m) + "\n" for m in self.metrics)
-        replace_file(self.folder / "metrics.jsonl", lines.encode())
-
-    def resume(self) -> None:
-        path = None if self.folder is None else self.folder / "training.pt"
-        if path is None or not path.exists():
-            return
-        try:
-            state = torch.load(path, map_location=self.student.device, weights_only=True)
-        except Exception as error:
-            raise ValueError(
-                f"{path} cannot be read ({type(error).__name__}): delete it to start again."
-            ) from error
-        changed = [k for k, v in self.identity.items() if state["identity"].get(k) != v]
-        if changed:
-            was = ", ".join(f"{k}={state['identity'].get(k)!r}" for k in changed)
-            now = ", ".join(f"{k}={self.identity[k]!r}" for k in changed)
-            raise ValueError(
-                f"{self.folder} holds a run with {was}, but this one has {now}: "
-                "give another out_folder, or delete that one."
-            )
-        self.student.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.metrics = state["metrics"]
 
 
 def _identity(

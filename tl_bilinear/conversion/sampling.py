@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
-from tl_bilinear.conversion.files import fingerprint_parameters, replace_file
+from tl_bilinear.optimisation.files import fingerprint_parameters, replace_file
 
 PRUNE_FRACTION = 0.1  # ended rows leave the batch once they are this share of it
 

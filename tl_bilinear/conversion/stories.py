@@ -31,14 +31,14 @@ from tl_bilinear.conversion.evaluation import (
     load_folder,
     read_stories,
 )
-from tl_bilinear.conversion.files import (
+from tl_bilinear.conversion.sampling import SampledStories, sample_stories
+from tl_bilinear.conversion.story_card import StoryCard, card_text
+from tl_bilinear.optimisation.files import (
     fingerprint_settings,
     fingerprint_tokens,
     replace_file,
     replace_folder,
 )
-from tl_bilinear.conversion.sampling import SampledStories, sample_stories
-from tl_bilinear.conversion.story_card import StoryCard, card_text
 
 ZOO = Path(__file__).parents[1] / "zoo"
 TEACHER, STUDENT, SHIPPED_TEXT = "stories-5l-swiglu", "stories-5l", "stories.txt"

@@ -11,7 +11,7 @@ import transformers
 
 from tl_bilinear.conversion.distillation import DistillationConfig
 from tl_bilinear.conversion.evaluation import Evaluation
-from tl_bilinear.conversion.files import sha256_of_file
+from tl_bilinear.optimisation.files import sha256_of_file
 
 # where a text came from, by its sha256
 KNOWN_TEXTS = {

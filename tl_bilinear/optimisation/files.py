@@ -13,11 +13,15 @@ def replace_file(path: str | Path, content: bytes) -> None:
     """Write `content` to `path` through a temporary file: readers see the old file or the new."""
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def replace_folder(temporary: str | Path, folder: str | Path) -> None:
