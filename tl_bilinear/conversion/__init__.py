@@ -3,11 +3,7 @@
 from tl_bilinear.conversion.annealing import (
     AnnealedGate,
     anneal_,
-    cosine_schedule,
     fold_gate_,
-    gate_activation,
-    gated_mlps,
-    linear_schedule,
     set_beta_,
 )
 from tl_bilinear.conversion.distillation import (
@@ -17,21 +13,24 @@ from tl_bilinear.conversion.distillation import (
     distillation_losses,
     windows,
 )
+from tl_bilinear.conversion.gates import GatedMLP, gate_activation, gated_mlps
 from tl_bilinear.conversion.sampling import SampledStories, sample_batch, sample_stories
+from tl_bilinear.conversion.schedules import SCHEDULES, beta_at
 
 __all__ = [
     "AnnealedGate",
     "DistillationConfig",
+    "GatedMLP",
     "Losses",
+    "SCHEDULES",
     "SampledStories",
     "anneal_",
+    "beta_at",
     "bilinearize",
-    "cosine_schedule",
     "distillation_losses",
     "fold_gate_",
     "gate_activation",
     "gated_mlps",
-    "linear_schedule",
     "sample_batch",
     "sample_stories",
     "set_beta_",

@@ -3,11 +3,11 @@
 The student starts as a copy of the model, its gate is annealed from the original activation to
 g/2 (see `annealing`), and all its weights are trained on
 
-    KL(teacher || student) + next_token_weight * (-log p of the next token)
+    kl_weight * KL(teacher || student) + next_token_weight * (-log p of the next token)
 
-per token, with the unconverted model as frozen teacher. At the end the factor 1/2 is folded.
-Method: arXiv:2410.08417, appendix J, which fine-tunes on the next-token loss alone; distilling from
-the unconverted model is ours.
+per token (either weight may be 0), with the unconverted model as frozen teacher. At the end the
+gate's factor is folded. Method: arXiv:2410.08417, appendix J, which fine-tunes on the next-token
+loss alone; distilling from the unconverted model is ours.
 
     bilinear = bilinearize(model, token_stream, DistillationConfig(n_steps=1000), out_folder="run")
 
@@ -30,18 +30,11 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from tl_bilinear.conversion.annealing import (
-    anneal_,
-    cosine_schedule,
-    fold_gate_,
-    gate_activation,
-    linear_schedule,
-    set_beta_,
-)
+from tl_bilinear.conversion.annealing import anneal_, fold_gate_, set_beta_
+from tl_bilinear.conversion.gates import gate_activation
+from tl_bilinear.conversion.schedules import SCHEDULES, beta_at
 from tl_bilinear.optimisation import TokenWindows, TrainingRun, learning_rate
 from tl_bilinear.optimisation.files import fingerprint_parameters, fingerprint_tokens
-
-_SCHEDULES = {"linear": linear_schedule, "cosine": cosine_schedule}
 
 
 @dataclass(frozen=True)
@@ -56,8 +49,11 @@ class DistillationConfig:
         final_learning_rate: where the cosine decay ends.
         warmup_steps: steps of linear rise.
         anneal_fraction: share of the steps over which beta goes from 1 to 0.
-        schedule: "linear" or "cosine" decline of beta.
-        next_token_weight: weight of the next-token loss beside the divergence's 1.
+        schedule: how beta falls, a name of `SCHEDULES`.
+        learned_scale: train a factor for every neuron's gate, folded at the end.
+        kl_weight: weight of the divergence; 0 trains on the next token alone, as 2410.08417 does,
+            and does not run the teacher.
+        next_token_weight: weight of the next-token loss.
         weight_decay: AdamW's, on all weights.
         beta2: AdamW's second decay rate.
         clip_norm: the gradient's norm is cut to this.
@@ -72,6 +68,8 @@ class DistillationConfig:
     warmup_steps: int = 50
     anneal_fraction: float = 0.3
     schedule: str = "linear"
+    learned_scale: bool = False
+    kl_weight: float = 1.0
     next_token_weight: float = 0.0
     weight_decay: float = 0.0
     beta2: float = 0.99
@@ -83,7 +81,13 @@ class DistillationConfig:
         for name in ("n_steps", "batch_size", "learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` is {getattr(self, name)}: give a number above 0.")
-        for name in ("warmup_steps", "next_token_weight", "weight_decay", "final_learning_rate"):
+        for name in (
+            "warmup_steps",
+            "kl_weight",
+            "next_token_weight",
+            "weight_decay",
+            "final_learning_rate",
+        ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` is {getattr(self, name)}: give 0 or more.")
         if self.window < 2:
@@ -92,14 +96,16 @@ class DistillationConfig:
             raise ValueError(
                 f"`anneal_fraction` is {self.anneal_fraction}: give a share above 0 and up to 1."
             )
-        if self.schedule not in _SCHEDULES:
+        if self.schedule not in SCHEDULES:
             raise ValueError(
-                f"`schedule` is {self.schedule!r}: expected one of {', '.join(_SCHEDULES)}."
+                f"`schedule` is {self.schedule!r}: expected one of {', '.join(SCHEDULES)}."
             )
+        if self.kl_weight == 0 and self.next_token_weight == 0:
+            raise ValueError("`kl_weight` and `next_token_weight` are both 0: nothing is trained.")
 
     def beta(self, step: int) -> float:
         """Return the gate's beta at a step."""
-        return _SCHEDULES[self.schedule](step, self.n_steps, self.anneal_fraction)
+        return beta_at(step, self.n_steps, self.anneal_fraction, self.schedule)
 
     def rate(self, step: int) -> float:
         """Return the learning rate at a step: linear warm-up, then a cosine down to the final."""
@@ -115,7 +121,7 @@ class DistillationConfig:
 class Losses(NamedTuple):
     """Mean per token, in nats: divergence from the teacher, and next-token loss."""
 
-    kl: Float[Tensor, ""]
+    kl: Float[Tensor, ""] | None
     next_token: Float[Tensor, ""]
 
 
@@ -128,14 +134,16 @@ def windows(
 
 def distillation_losses(
     student_logits: Float[Tensor, "batch pos d_vocab"],
-    teacher_logits: Float[Tensor, "batch pos d_vocab"],
+    teacher_logits: Float[Tensor, "batch pos d_vocab"] | None,
     tokens: Int[Tensor, "batch pos"],
 ) -> Losses:
-    """Return KL(teacher || student) over all positions, and the next-token loss."""
+    """Return KL(teacher || student) over all positions (None without), and the next-token loss."""
     student = functional.log_softmax(student_logits.float(), dim=-1)
+    next_token = -student[:, :-1].gather(-1, tokens[:, 1:, None]).mean()
+    if teacher_logits is None:
+        return Losses(None, next_token)
     teacher = functional.log_softmax(teacher_logits.float(), dim=-1)
     divergence = (teacher.exp() * (teacher - student)).sum(-1).mean()
-    next_token = -student[:, :-1].gather(-1, tokens[:, 1:, None]).mean()
     return Losses(divergence, next_token)
 
 
@@ -176,7 +184,7 @@ def bilinearize(
             where `out_folder` holds a run of another model, data or config.
     """
     _check_data(model, data, config)
-    student = _student(model, start)
+    student = _student(model, start, config.learned_scale)
     student.eval().requires_grad_(True)  # eval: no dropout
     identity = _identity(model, data, config)
     if start is not None:
@@ -195,7 +203,8 @@ def bilinearize(
                 set_beta_(student, beta)
             metrics = _train_step(student, model, tokens, run.optimizer, config, step)
             metrics["beta"] = beta
-            bar.set_postfix({k: f"{metrics[k]:.4f}" for k in ("kl", "next_token", "beta")})
+            shown = [key for key in ("kl", "next_token", "beta") if key in metrics]
+            bar.set_postfix({key: f"{metrics[key]:.4f}" for key in shown})
             last = step + 1 == config.n_steps
             if evaluate is not None and (last or (step + 1) % evaluate_every == 0):
                 metrics |= evaluate(student)
@@ -210,11 +219,13 @@ def bilinearize(
     return student
 
 
-def _student(model: PreTrainedModel, start: PreTrainedModel | None) -> PreTrainedModel:
+def _student(
+    model: PreTrainedModel, start: PreTrainedModel | None, learned_scale: bool
+) -> PreTrainedModel:
     """What is trained: a copy of the model with annealed gates, or of the bilinear start."""
     if start is None:
         student = copy.deepcopy(model)
-        anneal_(student)
+        anneal_(student, learned_scale=learned_scale)
         return student
     if gate_activation(start) != "linear":
         raise ValueError(
@@ -245,16 +256,22 @@ def _train_step(
     rate = config.rate(step)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    with torch.no_grad():
-        teacher_logits = teacher(tokens, use_cache=False).logits
-    losses = distillation_losses(student(tokens, use_cache=False).logits, teacher_logits, tokens)
+    expected = None
+    if config.kl_weight:
+        with torch.no_grad():
+            expected = teacher(tokens, use_cache=False).logits
+    losses = distillation_losses(student(tokens, use_cache=False).logits, expected, tokens)
+    total = config.next_token_weight * losses.next_token
+    if losses.kl is not None:
+        total = total + config.kl_weight * losses.kl
     optimizer.zero_grad(set_to_none=True)
-    (losses.kl + config.next_token_weight * losses.next_token).backward()
+    total.backward()
     norm = nn.utils.clip_grad_norm_(student.parameters(), config.clip_norm)
     optimizer.step()
+    divergence = {} if losses.kl is None else {"kl": losses.kl.item()}
     return {
         "step": step,
-        "kl": losses.kl.item(),
+        **divergence,
         "next_token": losses.next_token.item(),
         "learning_rate": rate,
         "gradient_norm": norm.item(),
