@@ -11,10 +11,12 @@ from einops import rearrange
 from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-from tl_bilinear.hosts.bridge import built_activation, is_identity
+from tl_bilinear.hosts.bridge import built_activation
+from tl_bilinear.hosts.gates import is_identity, known_gate
 from tl_bilinear.hosts.registration import register
 
-ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "relu": "relu"}
+ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
+"""Gates that transformers and HookedTransformer call by one name."""
 
 
 def hooked_transformer_from_llama(llama: Any, tokenizer: Any) -> HookedTransformer:
@@ -31,6 +33,8 @@ def hooked_transformer_from_llama(llama: Any, tokenizer: Any) -> HookedTransform
     register()
     cfg = _config(llama)
     model = HookedTransformer(cfg, tokenizer=tokenizer, move_to_device=False)
+    if cfg.act_fn != "bilinear" and _has_mlp_biases(llama):
+        _hold_biases_(model)
     state = _state_dict(llama, cfg)
     # Not load_and_process_state_dict: with every step off it still rounds float64 to float32.
     missing, surplus = model.load_state_dict(state, strict=False)
@@ -80,13 +84,28 @@ def _act_fn(llama: Any) -> str:
     activations = [built_activation(layer.mlp) for layer in llama.model.layers]
     if all(is_identity(activation) for activation in activations):
         return "bilinear"
-    name = llama.config.hidden_act
-    if name not in ACTIVATIONS:
+    gates = {None if act is None else known_gate(act) for act in activations}
+    gate = gates.pop() if len(gates) == 1 else None
+    if gate is None or gate.activation not in ACTIVATIONS:
         raise ValueError(
-            f"HookedTransformer has no gate activation for {name!r} "
+            f"HookedTransformer has no gate activation for {llama.config.hidden_act!r} "
             f"({type(activations[0]).__name__}): load the model with host='transformer_bridge'"
         )
-    return ACTIVATIONS[name]
+    return gate.activation
+
+
+def _has_mlp_biases(llama: Any) -> bool:
+    mlps = [layer.mlp for layer in llama.model.layers]
+    return any(m.gate_proj.bias is not None or m.up_proj.bias is not None for m in mlps)
+
+
+def _hold_biases_(model: HookedTransformer) -> None:
+    """Put a component with all three biases in the place of TransformerLens' GatedMLPs."""
+    from tl_bilinear.hosts.hooked_transformer import BiasedGatedMLP
+
+    for block in model.blocks:
+        block.mlp = BiasedGatedMLP(model.cfg)
+    model.setup()
 
 
 def _state_dict(llama: Any, cfg: HookedTransformerConfig) -> dict[str, Tensor]:
@@ -136,13 +155,8 @@ def _mlp(mlp: Any, cfg: HookedTransformerConfig) -> dict[str, Tensor]:
         "b_in": _bias(mlp.up_proj, cfg.d_mlp),
         "b_out": _bias(mlp.down_proj, cfg.d_model),
     }
-    if cfg.act_fn == "bilinear":
-        return {**state, "b_gate": _bias(mlp.gate_proj, cfg.d_mlp)}
-    if mlp.gate_proj.bias is not None or mlp.up_proj.bias is not None:
-        raise ValueError(
-            "HookedTransformer's GatedMLP cannot hold biases inside a gated product: load this "
-            'model with host="transformer_bridge"'
-        )
+    if cfg.act_fn == "bilinear" or mlp.gate_proj.bias is not None:
+        state["b_gate"] = _bias(mlp.gate_proj, cfg.d_mlp)
     return state
 
 
