@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tl_bilinear.decompositions import Eigendecomposition as Eigendecomposition
     from tl_bilinear.decompositions import Mode as Mode
     from tl_bilinear.decompositions import eigendecompose as eigendecompose
+    from tl_bilinear.gaussian import gaussian_inner as gaussian_inner
+    from tl_bilinear.gaussian import sphere_inner as sphere_inner
     from tl_bilinear.hosts import adopt_ as adopt_
     from tl_bilinear.hosts import get_host as get_host
     from tl_bilinear.hosts import register as register
@@ -35,6 +37,8 @@ __version__ = version("tl_bilinear")
 _ROOMS = {
     "BilinearTensor": "tensor",
     "QuadraticMap": "quadratic_map",
+    "gaussian_inner": "gaussian",
+    "sphere_inner": "gaussian",
     "Eigendecomposition": "decompositions",
     "Mode": "decompositions",
     "eigendecompose": "decompositions",
@@ -70,6 +74,8 @@ _FOLDERS = (
 __all__ = [
     "BilinearTensor",
     "QuadraticMap",
+    "gaussian_inner",
+    "sphere_inner",
     "Eigendecomposition",
     "Mode",
     "eigendecompose",
