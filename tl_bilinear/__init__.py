@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from tl_bilinear.conversion import bilinearize as bilinearize
     from tl_bilinear.decompositions import Eigendecomposition as Eigendecomposition
     from tl_bilinear.decompositions import Mode as Mode
+    from tl_bilinear.decompositions import SingularDecomposition as SingularDecomposition
     from tl_bilinear.decompositions import eigendecompose as eigendecompose
+    from tl_bilinear.decompositions import singular_decompose as singular_decompose
     from tl_bilinear.gaussian import gaussian_inner as gaussian_inner
     from tl_bilinear.gaussian import sphere_inner as sphere_inner
     from tl_bilinear.hosts import adopt_ as adopt_
@@ -42,6 +44,8 @@ _ROOMS = {
     "Eigendecomposition": "decompositions",
     "Mode": "decompositions",
     "eigendecompose": "decompositions",
+    "SingularDecomposition": "decompositions",
+    "singular_decompose": "decompositions",
     "register": "hosts",
     "adopt_": "hosts",
     "get_host": "hosts",
@@ -79,6 +83,8 @@ __all__ = [
     "Eigendecomposition",
     "Mode",
     "eigendecompose",
+    "SingularDecomposition",
+    "singular_decompose",
     "register",
     "adopt_",
     "get_host",
