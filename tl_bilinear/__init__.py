@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from tl_bilinear.checkpoints import bundled_models as bundled_models
     from tl_bilinear.checkpoints import load as load
     from tl_bilinear.checkpoints import save_pretrained as save_pretrained
+    from tl_bilinear.checkpoints.public_names import register as register
     from tl_bilinear.conversion import bilinearize as bilinearize
     from tl_bilinear.decompositions import Eigendecomposition as Eigendecomposition
     from tl_bilinear.decompositions import Mode as Mode
     from tl_bilinear.decompositions import eigendecompose as eigendecompose
     from tl_bilinear.hosts import adopt_ as adopt_
     from tl_bilinear.hosts import get_host as get_host
-    from tl_bilinear.hosts import register as register
     from tl_bilinear.hosts.self_check import NotBilinearError as NotBilinearError
     from tl_bilinear.hosts.self_check import self_check as self_check
     from tl_bilinear.quadratic_map import QuadraticMap as QuadraticMap
@@ -37,7 +37,7 @@ _ROOMS = {
     "Eigendecomposition": "decompositions",
     "Mode": "decompositions",
     "eigendecompose": "decompositions",
-    "register": "hosts",
+    "register": "checkpoints.public_names",
     "adopt_": "hosts",
     "get_host": "hosts",
     "self_check": "hosts.self_check",
