@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from families import bridge_of, family, hooked_of
+from families import BIASES, bridge_of, family, hooked_of
 from models import hosts, native, process_, tiny_llama
 
 import tl_bilinear as tlb
@@ -76,8 +76,7 @@ def test_every_processing_step_alone_is_exact(host, norm, flag, d_mlp):
 @pytest.mark.parametrize("name", ["Llama", "Qwen2", "OLMo2"])
 @pytest.mark.parametrize("heads", [2, 4], ids=["GQA", "all heads"])
 def test_value_biases_alone_go_into_the_output_bias(host, name, heads):
-    biases = {"Llama": {"attention_bias": True}, "OLMo2": {"attention_bias": True}}.get(name, {})
-    source = family(name, num_key_value_heads=heads, **biases)
+    source = family(name, num_key_value_heads=heads, **BIASES[name])
     model = bridge_of(source, name) if host == "transformer_bridge" else hooked_of(source)
     before = tlb.get_host(model).b_O(1).detach().clone()
     assert drift(model, lambda m: process_alone_(m, "fold_value_biases")) < 1e-4
