@@ -96,7 +96,6 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "LayerNorms on queries": ("StableLM", {"qk_layernorm": True}, "LayerNorms on queries"),
     "wide queries": ("OLMo2", {"head_dim": 6}, "queries are 24 wide and its stream 16"),
     "both ways": ("Gemma 3", {"use_bidirectional_attention": True}, "reads later positions"),
-    "gated biases": ("Llama", {"hidden_act": "silu", "mlp_bias": True}, "no biases inside"),
     "unknown gate": ("Llama", {"hidden_act": "mish"}, "activation Mish.* is not known"),
 }
 

@@ -26,7 +26,7 @@ LAYERS = (
     ("checkpoints", "optimisation"),
     ("hosts",),
     ("decompositions",),
-    ("tensor", "quadratic_map"),
+    ("tensor", "quadratic_map", "frozen_map"),
     ("results",),
 )
 SIBLINGS = {"attribution", "circuits", "ablation", "conversion", "training"}

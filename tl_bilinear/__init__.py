@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tl_bilinear.decompositions import eigendecompose as eigendecompose
     from tl_bilinear.hosts import adopt_ as adopt_
     from tl_bilinear.hosts import get_host as get_host
+    from tl_bilinear.hosts.freezing import freeze_gates_ as freeze_gates_
     from tl_bilinear.hosts.self_check import NotBilinearError as NotBilinearError
     from tl_bilinear.hosts.self_check import self_check as self_check
     from tl_bilinear.quadratic_map import QuadraticMap as QuadraticMap
@@ -40,6 +41,7 @@ _ROOMS = {
     "register": "checkpoints.public_names",
     "adopt_": "hosts",
     "get_host": "hosts",
+    "freeze_gates_": "hosts.freezing",
     "self_check": "hosts.self_check",
     "NotBilinearError": "hosts.self_check",
     "load": "checkpoints",
@@ -74,6 +76,7 @@ __all__ = [
     "register",
     "adopt_",
     "get_host",
+    "freeze_gates_",
     "self_check",
     "NotBilinearError",
     "load",

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tl_bilinear.decompositions import Mode
 from tl_bilinear.hosts import AbstractHost, get_host
+from tl_bilinear.hosts.gates import activation_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,8 @@ def ablate(model: Any, modes: Mode | Sequence[Mode], scale: float = 0.0) -> Iter
         scale: what a mode's contribution is multiplied with: 0 removes it, -1 reverses it.
 
     Raises:
-        ValueError: no mode, a layer that the model does not have, a shape that does not fit.
+        ValueError: no mode, a layer that the model does not have or whose MLP is gated, a
+            shape that does not fit.
         RuntimeError: at the end, if the model never ran a hooked layer inside the block.
     """
     host = get_host(model)
@@ -95,6 +97,13 @@ def _check(host: AbstractHost, mode: Mode) -> None:
         raise ValueError(
             f"{mode!r} has vectors of shapes {[list(s) for s in shapes]}, this model has "
             f"d_model = {host.d_model}"
+        )
+    if host.is_gated(mode.layer):
+        raise ValueError(
+            f"{mode!r} cannot be ablated: layer {mode.layer} has a "
+            f"{activation_name(host.gate_activation(mode.layer))} gate, whose slopes give every "
+            "token modes of its own; taken out elsewhere, lambda (v.x)^2 is no part of the model. "
+            "Convert the model first (tl_bilinear.bilinearize)"
         )
     if not mode.direction.abs().max() > 0:
         raise ValueError(f"{mode!r} has a direction of length zero: nothing can be taken out of it")

@@ -66,6 +66,9 @@ def attribute_components(
 ) -> ComponentAttribution:
     """Direct effect of each component on a target, in float64.
 
+    MLPs count with their whole output, so gated ones are as exact as bilinear ones: nothing of
+    a gate is frozen here.
+
     Args and errors as for `attribute_modes`. Cost: one forward pass per appended string of
     tokens; O(n_layers * n_heads * d_head * d_model) per prompt.
     """

@@ -10,6 +10,10 @@ the normalised stream x (DESIGN 2.1),
 with (lambda_k, v_k) the eigenpairs of Q_l(u). The v_k come from the weights alone; only x
 and rho come from the forward pass. This is a direct effect: what an earlier MLP does through
 later layers is not in it.
+
+A gated MLP of a model with frozen gates is quadratic at each token by itself, its gate's slope
+taken from the forward pass as well (DESIGN 2.5). The same sums close, with eigenpairs of their
+own for every prompt and site: they describe that token and no other.
 """
 
 from collections.abc import Sequence
@@ -22,7 +26,9 @@ from torch import Tensor
 
 from tl_bilinear.decompositions import Mode, eigendecompose
 from tl_bilinear.decompositions.eigen import Gauge
+from tl_bilinear.frozen_map import FrozenMap
 from tl_bilinear.hosts import AbstractHost, get_host
+from tl_bilinear.hosts.gates import activation_name
 from tl_bilinear.hosts.prompts import Text
 from tl_bilinear.hosts.provenance import Provenance, provenance
 from tl_bilinear.hosts.reading import (
@@ -34,7 +40,13 @@ from tl_bilinear.hosts.reading import (
 )
 from tl_bilinear.hosts.self_check import TOLERANCES, NotBilinearError, relative_error
 from tl_bilinear.hosts.target import Target
-from tl_bilinear.hosts.writing import frozen_maps, mlp_writing, require_additive, writing_hooks
+from tl_bilinear.hosts.writing import (
+    frozen_maps,
+    frozen_slopes,
+    mlp_writing,
+    require_additive,
+    writing_hooks,
+)
 from tl_bilinear.tensor import BilinearTensor
 
 
@@ -43,14 +55,15 @@ class Attribution:
     """Shares of a target, in logits; a site is a (prefix, position) where it is read.
 
     Per layer, `contributions.sum(-1) + remainder + trace + linear + constant` is the MLP's
-    share; over layers, with `rest`, it is the target.
+    share; over layers, with `rest`, it is the target. `*prompt` is no axis where modes come from
+    the weights alone, and the batch where gates were frozen (`provenance.frozen` names them).
     """
 
     layers: tuple[int, ...]
     sites: tuple[str, ...]
     positions: Int[Tensor, "batch site"]
-    eigenvalues: Float[Tensor, "layer site mode"]
-    eigenvectors: Float[Tensor, "layer site mode d_model"]
+    eigenvalues: Float[Tensor, "layer *prompt site mode"]
+    eigenvectors: Float[Tensor, "layer *prompt site mode d_model"]
     directions: Float[Tensor, "site d_model"]
     """u per site: the target's direction, final norm folded in, before 1/rho."""
     mlp_directions: Float[Tensor, "layer site d_model"]
@@ -86,18 +99,24 @@ class Attribution:
         """The target summed over its sites: the number that a multi-token target means."""
         return self.target.sum(-1)
 
-    def mode(self, layer: int, index: int, site: int = 0) -> Mode:
-        """One kept mode, ready for `ablate`."""
+    def mode(self, layer: int, index: int, site: int = 0, batch: int = 0) -> Mode:
+        """One kept mode, ready for `ablate`; with frozen gates that of one prompt, to be read only.
+
+        `batch` makes no difference where modes come from the weights alone.
+        """
         if layer not in self.layers:
             raise ValueError(f"layer {layer} was not attributed: layers are {self.layers}")
         row = self.layers.index(layer)
-        value = float(self.eigenvalues[row, site, index])
+        frozen = self.eigenvalues.ndim == 4
+        place = (row, batch, site, index) if frozen else (row, site, index)
+        value = float(self.eigenvalues[place])
+        where = self.sites[site] + (", gates frozen" if frozen else "")
         return Mode(
             layer=layer,
             direction=self.mlp_directions[row, site],
             eigenvalue=value,
-            eigenvector=self.eigenvectors[row, site, index],
-            label=f"L{layer}.{index} λ={value:+.3g} ({self.sites[site]})",
+            eigenvector=self.eigenvectors[place],
+            label=f"L{layer}.{index} λ={value:+.3g} ({where})",
         )
 
     def top(self, k: int, batch: int = 0, site: int = 0) -> tuple[tuple[Mode, float], ...]:
@@ -106,7 +125,8 @@ class Attribution:
         kept = self.contributions.shape[-1]
         order = flat.abs().argsort(descending=True, stable=True)[:k].tolist()
         return tuple(
-            (self.mode(self.layers[i // kept], i % kept, site), float(flat[i])) for i in order
+            (self.mode(self.layers[i // kept], i % kept, site, batch), float(flat[i]))
+            for i in order
         )
 
 
@@ -123,7 +143,8 @@ def attribute_modes(
     """Contributions of the top-k eigenmodes of each MLP to a target, in float64.
 
     Args:
-        model: a HookedTransformer, a TransformerBridge or a host.
+        model: a HookedTransformer, a TransformerBridge or a host; a gated one only if it was
+            loaded with frozen_gates=True.
         text: a text, several texts, token ids [pos] or [batch, pos] without padding, or the
             model's ActivationCache.
         target: a string (of several tokens: their sum, each read where the model predicts
@@ -136,7 +157,9 @@ def attribute_modes(
         gauge: "none" or "traceless" (see `eigendecompose`).
 
     Cost: one forward pass per appended string of tokens, one eigh of d_model^2 per layer and
-    site.
+    site (per layer alone where all sites share a direction, as with positions="all"). With
+    frozen gates one per layer, prompt and site, always: positions="all" then costs as many as
+    there are tokens.
 
     Raises:
         NotBilinearError: an MLP whose output its weights do not reproduce.
@@ -152,6 +175,8 @@ def attribute_modes(
     reading = take_reading(host, text, target, hooks, positions)
     value = target_values(host, reading)
     parts = [_attribute_layer(host, layer, reading, k, gauge) for layer in layers]
+    if any(part["eigenvalues"].ndim == 3 for part in parts):
+        parts = [_per_prompt(part) for part in parts]
     stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
     explained = stacked["contributions"].sum(-1)
     for name in ("remainder", "trace", "linear", "constant"):
@@ -163,7 +188,7 @@ def attribute_modes(
         directions=directions(host, reading),
         rest=value - explained.sum(0),
         target=value,
-        provenance=provenance(host, frozen_maps(host), gauge),
+        provenance=provenance(host, frozen_maps(host) + frozen_slopes(host, layers), gauge),
         **stacked,
     )
 
@@ -188,18 +213,23 @@ def _attribute_layer(
     gauge: Gauge,
 ) -> dict[str, Tensor]:
     x = reading.values[host.mlp_input_site(layer)]
-    weights = host.mlp_map(layer).to(torch.float64)
+    frozen = host.frozen_gates and host.is_gated(layer)
+    weights = (
+        host.frozen_mlp_map(layer, x)
+        if frozen
+        else host.folded_mlp_weights(layer).to(torch.float64)
+    )
     error = relative_error(weights(x), reading.values[host.mlp_out_site(layer)])
     if not error <= TOLERANCES[host.dtype]:
-        raise NotBilinearError(
-            f"layer {layer}: its output differs from what its weights give by {error:.1e} of its "
-            f"largest entry (tolerance {TOLERANCES[host.dtype]:.0e}), so modes would not add up: "
-            "tl_bilinear.self_check(model) says why"
-        )
+        raise NotBilinearError(_refusal(host, layer, error))
     writing = mlp_writing(host, reading, layer)
     u, rho = writing.direction, writing.scale
-    values, vectors, shift = _eigenpairs(weights.tensor, u, k, gauge)
-    activations = torch.einsum("bsd,skd->bsk", x, vectors)
+    if isinstance(weights, FrozenMap):
+        values, vectors, shift = _frozen_eigenpairs(weights, u, k, gauge)
+        activations = torch.einsum("bsd,bskd->bsk", x, vectors)
+    else:
+        values, vectors, shift = _eigenpairs(weights.tensor, u, k, gauge)
+        activations = torch.einsum("bsd,skd->bsk", x, vectors)
     contributions = values * activations**2 / rho[..., None]
     trace = shift * x.square().sum(-1) / rho
     quadratic = (weights.quadratic(x) * u).sum(-1) / rho
@@ -215,6 +245,51 @@ def _attribute_layer(
         "linear": (weights.linear(x) * u).sum(-1) / rho,
         "constant": (weights.constant() * u).sum(-1) / rho + writing.offset,
     }
+
+
+def _per_prompt(part: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A layer's modes with the prompt axis that other layers' frozen gates bring."""
+    if part["eigenvalues"].ndim == 3:
+        return part
+    batch = part["denominators"].shape[0]
+    names = ("eigenvalues", "eigenvectors")
+    return {**part, **{name: part[name].expand(batch, *part[name].shape) for name in names}}
+
+
+def _refusal(host: AbstractHost, layer: int, error: float) -> str:
+    way_out = "tl_bilinear.self_check(model) says why"
+    if host.is_gated(layer) and not host.frozen_gates:
+        way_out = (
+            f"the gate has a {activation_name(host.gate_activation(layer))} activation. Load the "
+            "model with frozen_gates=True to read it on a prompt, or convert it "
+            "(tl_bilinear.bilinearize)"
+        )
+    return (
+        f"layer {layer}: its output differs from what its weights give by {error:.1e} of its "
+        f"largest entry (tolerance {TOLERANCES[host.dtype]:.0e}), so modes would not add up: "
+        f"{way_out}"
+    )
+
+
+def _frozen_eigenpairs(
+    weights: FrozenMap, u: Float[Tensor, "site d_model"], k: int | None, gauge: Gauge
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, vectors and trace shift per prompt and site, one token's map at a time."""
+    prompts, sites = weights.slope.shape[:2]
+    found = [
+        eigendecompose(weights.at(prompt, site).tensor, u[site], k, gauge=gauge)
+        for prompt in range(prompts)
+        for site in range(sites)
+    ]
+
+    def stack(values: list[Tensor]) -> Tensor:
+        return torch.stack(values).unflatten(0, (prompts, sites))
+
+    return (
+        stack([eigen.eigenvalues for eigen in found]),
+        stack([eigen.eigenvectors for eigen in found]),
+        stack([eigen.trace_shift for eigen in found]),
+    )
 
 
 def _eigenpairs(

@@ -9,6 +9,7 @@ from tl_bilinear.checkpoints.bundled import bundled_folder, bundled_models
 from tl_bilinear.checkpoints.folder import CheckpointError, read_folder
 from tl_bilinear.checkpoints.hub import hub_folder, is_hub_id
 from tl_bilinear.hosts.boot import HostName, boot
+from tl_bilinear.hosts.freezing import freeze_gates_
 from tl_bilinear.hosts.self_check import self_check
 
 
@@ -19,6 +20,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: str = "cpu",
     check: bool = True,
+    frozen_gates: bool = False,
 ) -> Any:
     """A bilinear transformer as a TransformerLens model, weights as stored.
 
@@ -32,18 +34,24 @@ def load(
         device: a torch device string.
         check: run `self_check`, transformers' own forward pass as the reference. Without it a
             model that is not bilinear is returned as the ordinary model that it is.
+        frozen_gates: take a gated model (SiLU, GELU or ReLU gates) as well, with its own
+            activation, to be read on prompts: what needs its MLPs as tensors takes the gates'
+            slopes act(g)/g from the forward pass and says so (`freeze_gates_`). A bilinear
+            model is loaded as without it.
 
     Raises:
         CheckpointError: a folder that is damaged or does not match its configuration, a name
             that is unknown or cannot be fetched.
         NotBilinearError: a model that is not bilinear, with the layer and the way out.
-        ValueError: an unknown host.
+        ValueError: an unknown host; with `frozen_gates` a gate whose slope is not known.
     """
     folder, shown = _folder(name)
     transformers_model, tokenizer = read_folder(folder, dtype, device)
     transformers_model.config.name_or_path = shown
     expected = _reference(transformers_model) if check else None
     model = boot(transformers_model, tokenizer, shown, host)
+    if frozen_gates:
+        freeze_gates_(model)
     if check:
         self_check(model, reference=expected)
     return model

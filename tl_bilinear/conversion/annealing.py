@@ -25,30 +25,17 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from tl_bilinear.conversion.gates import gate_activation, gated_mlps, name_gate_activation_
+from tl_bilinear.hosts.gates import normal_slope, tanh_gelu_slope
 
 SLOPE_AT_ZERO = 0.5  # of SiLU and of GELU
-
-
-def _sigmoid_slope(gate: Float[Tensor, "*batch d_mlp"]) -> Float[Tensor, "*batch d_mlp"]:
-    return torch.sigmoid(gate)
-
-
-def _normal_slope(gate: Float[Tensor, "*batch d_mlp"]) -> Float[Tensor, "*batch d_mlp"]:
-    return 0.5 * (1 + torch.erf(gate * math.sqrt(0.5)))
-
-
-def _tanh_slope(gate: Float[Tensor, "*batch d_mlp"]) -> Float[Tensor, "*batch d_mlp"]:
-    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)))
-
-
 _SLOPES: dict[str, Callable] = {
-    "silu": _sigmoid_slope,
-    "swish": _sigmoid_slope,
-    "gelu": _normal_slope,
-    "gelu_python": _normal_slope,
-    "gelu_new": _tanh_slope,
-    "gelu_pytorch_tanh": _tanh_slope,
-    "gelu_python_tanh": _tanh_slope,
+    "silu": torch.sigmoid,
+    "swish": torch.sigmoid,
+    "gelu": normal_slope,
+    "gelu_python": normal_slope,
+    "gelu_new": tanh_gelu_slope,
+    "gelu_pytorch_tanh": tanh_gelu_slope,
+    "gelu_python_tanh": tanh_gelu_slope,
 }
 
 

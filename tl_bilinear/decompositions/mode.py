@@ -10,7 +10,9 @@ from torch import Tensor
 class Mode:
     """`(layer, u, lambda, v)`: adds `lambda (v.x)^2` to the layer's output along `u`.
 
-    x is the MLP's input after its norm, before the norm's gain (which is folded into v).
+    x is the MLP's input after its norm, before the norm's gain (which is folded into v). A mode
+    that was read with frozen gates (its label says so) is one of a single token's map: v.x can
+    be taken anywhere, but lambda (v.x)^2 adds to the model at that token alone.
     """
 
     layer: int

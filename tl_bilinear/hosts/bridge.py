@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge.generalized_components.gated_mlp import GatedMLPBridge
@@ -14,6 +13,7 @@ from transformer_lens.model_bridge.generalized_components.normalization import (
     NormalizationBridge,
 )
 
+from tl_bilinear.hosts.gates import is_identity
 from tl_bilinear.hosts.host import AbstractHost
 from tl_bilinear.hosts.norm import NO_NORM, Norm
 
@@ -59,16 +59,6 @@ def built_activation(mlp: Any) -> Callable[..., Any] | None:
         if callable(activation):
             return activation
     return None
-
-
-def is_identity(activation: Callable[..., Any] | None) -> bool:
-    """Whether an activation returns what it is given, tried on numbers of all sizes."""
-    if activation is None:
-        return False
-    probe = torch.cat([-(10.0 ** torch.arange(-3, 4)), torch.zeros(1), 10.0 ** torch.arange(-3, 4)])
-    with torch.no_grad():
-        value = activation(probe.clone())
-    return torch.is_tensor(value) and torch.equal(value, probe)
 
 
 def adopt_mlp(mlp: Any) -> bool:

@@ -1,5 +1,7 @@
 """TransformerLens' weight processing, made exact for bilinear models, or refused.
 
+So it is for gated models that were opened with frozen gates: their norms fold alike.
+
 Its fold of the norm before an MLP, and its centring of W_out, pick the axis by comparing
 sizes, which is wrong where d_mlp == d_model; we do both ourselves and put the result in their
 place. Whatever else may go wrong (LayerNorm with final_rms in 3.9) shows in the model's own
@@ -16,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tl_bilinear.hosts.gates import FROZEN
 from tl_bilinear.hosts.host import AbstractHost
 from tl_bilinear.quadratic_map import QuadraticMap
 
@@ -24,12 +27,16 @@ from tl_bilinear.quadratic_map import QuadraticMap
 TOLERANCES = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.6}
 
 
+# Gates that a bridge still computes once its weights are processed.
+PROCESSED = ("silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2")
+
+
 class FoldingError(ValueError):
-    """Weight processing would have changed what a bilinear model computes."""
+    """Weight processing would have changed what a model computes."""
 
 
 def guard_hooked_transformer() -> None:
-    """Wrap `HookedTransformer.load_and_process_state_dict` for bilinear models. Idempotent."""
+    """Wrap `HookedTransformer.load_and_process_state_dict` for these models. Idempotent."""
     from transformer_lens import HookedTransformer
 
     upstream = HookedTransformer.load_and_process_state_dict
@@ -43,7 +50,8 @@ def guard_hooked_transformer() -> None:
         call = inspect.signature(upstream).bind(self, state_dict, *args, **flags)
         call.apply_defaults()
         wanted = {name: on for name, on in call.arguments.items() if isinstance(on, bool)}
-        if self.cfg.act_fn != "bilinear" or not any(wanted.values()):
+        ours = self.cfg.act_fn == "bilinear" or getattr(self, FROZEN, False)
+        if not ours or not any(wanted.values()):
             return upstream(self, state_dict, *args, **flags)
         upstream(self, dict(state_dict), **dict.fromkeys(wanted, False))
         wanted = _without_what_is_no_identity(self.cfg, wanted)
@@ -75,7 +83,7 @@ def _without_what_is_no_identity(cfg: Any, wanted: dict[str, bool]) -> dict[str,
 
 
 def guard_bridge() -> None:
-    """Wrap `TransformerBridge.process_weights` for bilinear models. Idempotent."""
+    """Wrap `TransformerBridge.process_weights` for these models. Idempotent."""
     from transformer_lens.model_bridge import TransformerBridge
 
     from tl_bilinear.hosts.bridge import BilinearForward
@@ -87,7 +95,8 @@ def guard_bridge() -> None:
     @functools.wraps(upstream)
     def process_weights(self: Any, *args: Any, **flags: Any) -> None:
         mlps = [getattr(block, "mlp", None) for block in getattr(self, "blocks", [])]
-        if not mlps or not all(isinstance(mlp, BilinearForward) for mlp in mlps):
+        ours = all(isinstance(mlp, BilinearForward) for mlp in mlps) or getattr(self, FROZEN, False)
+        if not mlps or not ours:
             return upstream(self, *args, **flags)
         _add_bias_conversions_(self)
         process_(self, lambda: upstream(self, *args, **flags))
@@ -112,7 +121,7 @@ def _add_bias_conversions_(bridge: Any) -> None:
 
 
 def process_(model: Any, process: Callable[[], None]) -> None:
-    """Run `process` on a bilinear model, put our own fold of the MLPs' norms in its place.
+    """Run `process` on a model, put our own fold of the MLPs' norms in its place.
 
     Costs two forward passes of a few tokens.
 
@@ -122,7 +131,7 @@ def process_(model: Any, process: Callable[[], None]) -> None:
     from tl_bilinear.hosts import get_host
 
     host = get_host(model)
-    before = [host.mlp_map(layer) for layer in range(host.n_layers)]
+    before = [host.folded_mlp_weights(layer) for layer in range(host.n_layers)]
     folded = [_copy(weights) for weights in before]
     tokens = _tokens(host)
     expected = _log_probabilities(host, tokens)
@@ -198,13 +207,17 @@ def _put_bias_(mlp: Any, name: str, bias: Float[Tensor, " rank"]) -> None:
         present = None
     if present is not None:
         present.copy_(bias)
-    elif bias.any():
+    elif bias.any() and hasattr(mlp, name):  # not TransformerLens' GatedMLP: that one is refused
         linear = getattr(mlp, name).original_component
         linear.bias = nn.Parameter(bias.to(linear.weight))
 
 
 def _reason(host: AbstractHost) -> str:
     cfg = host.model.cfg
+    gates = [host.gate(layer) for layer in range(host.n_layers)] if host.frozen_gates else []
+    odd = [gate.name for gate in gates if gate is not None and gate.activation not in PROCESSED]
+    if odd:
+        return f"a bridge then computes SiLU for every gate that it does not know ({odd[0]})"
     if getattr(cfg, "final_rms", False) and str(cfg.normalization_type).startswith("LN"):
         return "it folds a final RMSNorm (final_rms=True) as if it were a LayerNorm"
     if host.d_vocab == host.d_model:

@@ -47,8 +47,23 @@ class BilinearMLP(CanBeUsedAsMLP):
         # order in which Hugging Face's modules sum.
         left = self.hook_pre(F.linear(x, self.W_gate.T.contiguous(), self.b_gate))
         right = self.hook_pre_linear(F.linear(x, self.W_in.T.contiguous(), self.b_in))
-        product = self.hook_post(left * right)
+        product = self.hook_post(self.gated(left) * right)
         return self.hook_out(F.linear(product, self.W_out.T.contiguous(), self.b_out))
+
+    def gated(self, left: Float[Tensor, "batch pos d_mlp"]) -> Float[Tensor, "batch pos d_mlp"]:
+        """What multiplies the other input: the gate as it is."""
+        return left
+
+
+class BiasedGatedMLP(BilinearMLP):
+    """`(act(x W_gate + b_gate) * (x W_in + b_in)) W_out + b_out`, with cfg.act_fn's activation.
+
+    For gated checkpoints with MLP biases, which TransformerLens' GatedMLP cannot hold.
+    """
+
+    def gated(self, left: Float[Tensor, "batch pos d_mlp"]) -> Float[Tensor, "batch pos d_mlp"]:
+        """The activation of the gate."""
+        return self.act_fn(left)
 
 
 class HookedTransformerHost(AbstractHost):
@@ -98,6 +113,9 @@ class HookedTransformerHost(AbstractHost):
         # A HookedTransformer with normalization_type=None is built without one.
         return self._norm(getattr(self.model, "ln_final", None) or nn.Identity())
 
+    def adds_bias_behind(self, layer: int) -> bool:
+        return not isinstance(self._mlp(layer), BilinearMLP)
+
     def _norm(self, module: Any) -> Norm:
         if isinstance(module, (RMSNorm, RMSNormPre)):
             gain = module.w.detach() if isinstance(module, RMSNorm) else None
@@ -113,7 +131,7 @@ class HookedTransformerHost(AbstractHost):
         raise ValueError(f"unknown norm {type(module).__name__} in a HookedTransformer")
 
     def _gate_activation(self, mlp: Any) -> Callable[..., Any] | None:
-        return None if isinstance(mlp, BilinearMLP) else mlp.act_fn
+        return None if type(mlp) is BilinearMLP else mlp.act_fn
 
 
 def _add_out_hooks_(model: Any) -> None:

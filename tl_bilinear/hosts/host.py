@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_bilinear.frozen_map import FrozenMap
+from tl_bilinear.hosts.gates import FROZEN, Gate, gated_error, is_identity, require_gate
 from tl_bilinear.hosts.norm import NO_NORM, Norm
 from tl_bilinear.quadratic_map import QuadraticMap
 from tl_bilinear.tensor import BilinearTensor
@@ -76,7 +78,9 @@ class AbstractHost(ABC):
         return torch.zeros_like(self.W_O(layer)[0, 0]) if bias is None else bias
 
     def mlp_weights(self, layer: int) -> QuadraticMap:
-        """The MLP as a map of its own input, which the norm's gain and bias have passed.
+        """The MLP's weights as a map of its own input, which the norm's gain and bias have passed.
+
+        Whatever activation the gate has is not in them.
 
         Raises:
             ValueError: if the layer does not exist or its MLP has no gate.
@@ -95,17 +99,65 @@ class AbstractHost(ABC):
             out_bias=bias("b_out", tensor.out[:, 0]),
         )
 
-    def mlp_map(self, layer: int) -> QuadraticMap:
-        """The MLP as a map of the normalised stream (`hook_normalized`).
+    def folded_mlp_weights(self, layer: int) -> QuadraticMap:
+        """The MLP's weights as a map of the normalised stream (`hook_normalized`).
 
         The norm's gain, bias and centring are folded in here; the model is not touched.
         """
         norm = self.mlp_norm(layer)
         return self.mlp_weights(layer).fold_input_norm(norm.gain, norm.bias, norm.centred)
 
+    def mlp_map(self, layer: int) -> QuadraticMap:
+        """The bilinear MLP as a map of the normalised stream: its folded weights.
+
+        Raises:
+            NotBilinearError: for a gated MLP, which no one map describes.
+        """
+        if self.is_gated(layer):
+            raise gated_error(layer, self.gate_activation(layer))
+        return self.folded_mlp_weights(layer)
+
     def mlp_tensor(self, layer: int) -> BilinearTensor:
         """The quadratic part of `mlp_map`: what modes are taken from."""
         return self.mlp_map(layer).tensor
+
+    @property
+    def frozen_gates(self) -> bool:
+        """Whether the model was loaded with frozen_gates=True (or passed to `freeze_gates_`)."""
+        return getattr(self.model, FROZEN, False)
+
+    def is_gated(self, layer: int) -> bool:
+        """Whether the gate was built with an activation that is not the identity."""
+        activation = self.gate_activation(layer)
+        return activation is not None and not is_identity(activation)
+
+    def gate(self, layer: int) -> Gate | None:
+        """The gate's activation; None where the MLP is bilinear.
+
+        Raises:
+            ValueError: an activation whose slope is not known.
+        """
+        return require_gate(layer, self.gate_activation(layer)) if self.is_gated(layer) else None
+
+    def frozen_mlp_map(self, layer: int, stream: Float[Tensor, "*batch d_model"]) -> FrozenMap:
+        """The MLP on given inputs: one map per token, the gate's slope there held fixed.
+
+        The slopes are recomputed from the MLP's input, which is seen on every host in every
+        mode, at O(d_model * d_mlp) per token. A bilinear MLP's are one.
+
+        Args:
+            stream: what `mlp_input_site` gives; the map has its dtype and device.
+
+        Raises:
+            NotBilinearError: a gated model that was not opened with frozen gates.
+            ValueError: an activation whose slope is not known.
+        """
+        weights = self.folded_mlp_weights(layer).to(stream)
+        gate = self.gate(layer) if self.frozen_gates else None
+        if gate is not None:
+            return gate.freeze(weights, stream)
+        _ = self.mlp_map(layer)
+        return FrozenMap(weights, stream.new_ones(*stream.shape[:-1], weights.tensor.rank))
 
     def mlp_norm(self, layer: int) -> Norm:
         """The norm that the MLP reads through."""
@@ -265,6 +317,10 @@ class AbstractHost(ABC):
         """The host's own MLP on a given input (after the norm), for checking."""
         with torch.no_grad():
             return self._block(layer).mlp(x)
+
+    def adds_bias_behind(self, layer: int) -> bool:
+        """Whether b_in is added behind the product, where no `QuadraticMap` has a bias."""
+        return False
 
     def gate_activation(self, layer: int) -> Callable[..., Any] | None:
         """The gate's activation as the model was built; None where it has none (bilinear)."""

@@ -2,17 +2,20 @@
 
 Three independent questions per layer, all asked in float64 of what the host computed:
 
-1. On a seeded random batch of tokens, does `host.mlp_map` (norm folded by us) reproduce the
-   host's own MLP output?
+1. On a seeded random batch of tokens, do the folded weights (`host.folded_mlp_weights`, norm
+   folded by us) reproduce the host's own MLP output?
 2. On random inputs of several sizes, do the weights alone (no norm) reproduce the MLP?
 3. Is the MLP of degree 2 at all? Then f(2x) - 3 f(x) + 3 f(0) - f(-x) = 0, whatever the
    weights: the third difference over -1, 0, 1, 2.
 
 A reference model, where one is given, adds a fourth: are the log-probabilities equal?
+
+A gated layer of a model with frozen gates is asked the first two with its weights times the
+gate's slope, act(g)/g by a formula of ours; it is no polynomial, so the third does not apply.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +24,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_bilinear.hosts import AbstractHost, get_host
-from tl_bilinear.hosts.fault import likely_cause
+from tl_bilinear.hosts.fault import likely_cause, likely_gate_fault
+from tl_bilinear.hosts.gates import Gate
+from tl_bilinear.hosts.gates import NotBilinearError as NotBilinearError
+from tl_bilinear.quadratic_map import QuadraticMap
 
 TOLERANCES = {
     torch.float64: 1e-6,  # stock Hugging Face norms compute in float32
@@ -30,10 +36,6 @@ TOLERANCES = {
     torch.bfloat16: 6e-2,
 }
 SCALES = (0.3, 1.0, 4.0)
-
-
-class NotBilinearError(ValueError):
-    """A model does not compute what its weights would compute as a bilinear MLP."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,12 @@ class SelfCheck:
     weight_errors: tuple[float, ...]
     """Per layer: MLP on random inputs against its weights."""
     degree_errors: tuple[float, ...]
-    """Per layer: third difference, zero for a polynomial of degree two."""
+    """Per layer without a frozen gate: third difference, zero for a polynomial of degree two."""
     reference_error: float | None
     """Largest difference of log-probabilities from the reference; None without one."""
     seconds: float
+    frozen_gates: tuple[str, ...] = ()
+    """The gates whose slopes were frozen, as ("SiLU",); empty for a bilinear model."""
 
     @property
     def largest_error(self) -> float:
@@ -59,8 +63,9 @@ class SelfCheck:
 
     def __str__(self) -> str:
         layers = len(self.forward_errors)
+        gates = f" and {', '.join(self.frozen_gates)} slopes" if self.frozen_gates else ""
         text = (
-            f"{self.host}, {self.dtype}: {layers} MLPs recomputed from their weights, "
+            f"{self.host}, {self.dtype}: {layers} MLPs recomputed from their weights{gates}, "
             f"largest relative error {self.largest_error:.1e} (tolerance {self.tolerance:.0e})"
         )
         if self.reference_error is not None:
@@ -88,6 +93,7 @@ def self_check(
 
     Raises:
         NotBilinearError: with the layer, the error, the likely cause and the way out.
+        ValueError: a model with frozen gates, one of which is not known.
     """
     start = time.perf_counter()
     host = get_host(model)
@@ -96,14 +102,16 @@ def self_check(
     generator = torch.Generator().manual_seed(seed)
     pos = min(24, host.n_ctx)
     tokens = torch.randint(host.d_vocab, (2, pos), generator=generator)
-    forward = _forward_errors(host, tokens)
+    gates = [host.gate(i) if host.frozen_gates else None for i in range(host.n_layers)]
+    forward = _forward_errors(host, tokens, gates)
     weight, degree = [], []
-    for layer in range(host.n_layers):
+    for layer, gate in enumerate(gates):
         x = torch.randn(1, 16, host.d_model, generator=generator).to(host.device, host.dtype)
-        weight.append(_weight_error(host, layer, x))
-        degree.append(_degree_error(host, layer, x))
+        weight.append(_weight_error(host, layer, x, gate))
+        degree.append(_degree_error(host, layer, x) if gate is None else None)
     for layer, errors in enumerate(zip(degree, weight, forward, strict=True)):
-        if not all(error <= limit for error in errors):  # `not <=` so that NaN fails
+        # `not <=` so that NaN fails
+        if not all(error is None or error <= limit for error in errors):
             _raise(host, layer, errors, limit)
     reference_error = None
     if reference is not None:
@@ -122,9 +130,10 @@ def self_check(
         tolerance=limit,
         forward_errors=tuple(forward),
         weight_errors=tuple(weight),
-        degree_errors=tuple(degree),
+        degree_errors=tuple(error for error in degree if error is not None),
         reference_error=reference_error,
         seconds=time.perf_counter() - start,
+        frozen_gates=tuple(dict.fromkeys(gate.name for gate in gates if gate is not None)),
     )
 
 
@@ -138,7 +147,7 @@ def relative_error(value: Float[Tensor, "*shape"], expected: Float[Tensor, "*sha
 
 def _require_finite(host: AbstractHost) -> None:
     for layer in range(host.n_layers):
-        weights = host.mlp_map(layer)
+        weights = host.folded_mlp_weights(layer)
         named = {
             "W_gate": weights.tensor.left,
             "W_in": weights.tensor.right,
@@ -156,23 +165,34 @@ def _require_finite(host: AbstractHost) -> None:
             )
 
 
-def _forward_errors(host: AbstractHost, tokens: Int[Tensor, "batch pos"]) -> list[float]:
+def _forward_errors(
+    host: AbstractHost, tokens: Int[Tensor, "batch pos"], gates: Sequence[Gate | None]
+) -> list[float]:
     layers = range(host.n_layers)
     sites = [site(layer) for layer in layers for site in (host.mlp_input_site, host.mlp_out_site)]
     _, cache = host.read(tokens, sites)
-    return [
-        relative_error(
-            host.mlp_map(layer).to(torch.float64)(cache[host.mlp_input_site(layer)].double()),
-            cache[host.mlp_out_site(layer)],
-        )
-        for layer in layers
-    ]
+    errors = []
+    for layer, gate in enumerate(gates):
+        weights = host.folded_mlp_weights(layer).to(torch.float64)
+        value = _value(weights, gate, cache[host.mlp_input_site(layer)].double())
+        errors.append(relative_error(value, cache[host.mlp_out_site(layer)]))
+    return errors
 
 
-def _weight_error(host: AbstractHost, layer: int, x: Float[Tensor, "1 pos d_model"]) -> float:
+def _weight_error(
+    host: AbstractHost, layer: int, x: Float[Tensor, "1 pos d_model"], gate: Gate | None
+) -> float:
     weights = host.mlp_weights(layer).to(torch.float64)
     scaled = [scale * x for scale in SCALES]
-    return max(relative_error(host.run_mlp(layer, y), weights(y.double())) for y in scaled)
+    return max(
+        relative_error(host.run_mlp(layer, y), _value(weights, gate, y.double())) for y in scaled
+    )
+
+
+def _value(
+    weights: QuadraticMap, gate: Gate | None, x: Float[Tensor, "batch pos d_model"]
+) -> Float[Tensor, "batch pos d_model"]:
+    return weights(x) if gate is None else gate.freeze(weights, x)(x)
 
 
 def _degree_error(host: AbstractHost, layer: int, x: Float[Tensor, "1 pos d_model"]) -> float:
@@ -194,12 +214,20 @@ def _reference_error(host: AbstractHost, tokens: Tensor, reference: Callable) ->
 
 
 def _raise(
-    host: AbstractHost, layer: int, errors: tuple[float, float, float], limit: float
+    host: AbstractHost, layer: int, errors: tuple[float | None, float, float], limit: float
 ) -> None:
     degree, weight, forward = errors
-    cause, way_out = likely_cause(host, layer, degree, weight, limit)
+    measured = f"relative errors: on tokens {forward:.1e}, on random inputs {weight:.1e}"
+    if degree is None:
+        kind = "its weights with their gate frozen"
+        cause, way_out = likely_gate_fault(host, layer, weight, limit)
+    else:
+        kind, measured = (
+            "a bilinear MLP of its weights",
+            f"{measured}, third difference {degree:.1e}",
+        )
+        cause, way_out = likely_cause(host, layer, degree, weight, limit)
     raise NotBilinearError(
-        f"layer {layer} of this {host.kind} does not compute a bilinear MLP of its weights "
-        f"(relative errors: on tokens {forward:.1e}, on random inputs {weight:.1e}, third "
-        f"difference {degree:.1e}; tolerance {limit:.0e}). Likely cause: {cause}. {way_out}"
+        f"layer {layer} of this {host.kind} does not compute {kind} ({measured}; tolerance "
+        f"{limit:.0e}). Likely cause: {cause}. {way_out}"
     )

@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_bilinear.hosts import get_host
-from tl_bilinear.hosts.bridge import TransformerBridgeHost, is_identity
+from tl_bilinear.hosts.bridge import TransformerBridgeHost
+from tl_bilinear.hosts.gates import is_identity
 from tl_bilinear.hosts.host import AbstractHost
 
 ACTIVATIONS = {
@@ -24,6 +25,7 @@ ACTIVATIONS = {
     "swish": "silu",
     "gelu": "gelu",
     "gelu_new": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_pytorch_tanh",
     "relu": "relu",
 }
 WRAPPER = "._original_component"
@@ -248,7 +250,7 @@ def _in_halves(value: Float[Tensor, "*axes d_head"]) -> Float[Tensor, "*axes d_h
 
 def _mlp(host: AbstractHost, layer: int) -> dict[str, Tensor]:
     weights = host.mlp_weights(layer)
-    if host.gate_activation(layer) is not None and weights.right_bias.count_nonzero():
+    if host.adds_bias_behind(layer) and weights.right_bias.count_nonzero():
         raise ValueError(
             f"layer {layer}: TransformerLens' GatedMLP adds b_in behind the product, where no "
             "Llama has a bias: this model cannot be saved"

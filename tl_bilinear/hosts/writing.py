@@ -5,6 +5,7 @@ between; with its denominator sigma frozen as the final norm's rho is, the outpu
 u_l . y / (rho sigma) to the target, u_l being u with that norm's gain folded in.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,6 +69,13 @@ def frozen_maps(host: AbstractHost) -> tuple[str, ...]:
     if any(writing_hooks(host, layer) for layer in range(host.n_layers)):
         return ("final norm's denominator", "post-norms' denominators")
     return ("final norm's denominator",)
+
+
+def frozen_slopes(host: AbstractHost, layers: Sequence[int]) -> tuple[str, ...]:
+    """The gates of these layers whose slopes are taken from the forward pass; often none."""
+    gates = [host.gate(layer) for layer in layers] if host.frozen_gates else []
+    names = dict.fromkeys(gate.name for gate in gates if gate is not None)
+    return (f"gates' slopes ({', '.join(names)})",) if names else ()
 
 
 def require_additive(host: AbstractHost) -> None:

@@ -22,7 +22,7 @@ from tl_bilinear.attribution import (
 )
 from tl_bilinear.decompositions import Eigendecomposition, Mode, eigendecompose
 from tl_bilinear.hosts import AbstractHost, get_host
-from tl_bilinear.hosts.self_check import SelfCheck, self_check
+from tl_bilinear.hosts.self_check import NotBilinearError, SelfCheck, self_check
 from tl_bilinear.hosts.target import Readout, make_readouts
 from tl_bilinear.report.question import Question, make_question
 
@@ -152,7 +152,7 @@ def measure_report(
         progress: called with each of `STEPS` as it begins.
 
     Raises:
-        NotBilinearError: the self-check fails.
+        NotBilinearError: the self-check fails, or gates are not bilinear (frozen or not).
         ValueError: bad prompt, target or layer.
     """
     host = get_host(model)
@@ -160,6 +160,12 @@ def measure_report(
         raise ValueError(
             f"layer {layer} is out of range: this model has {host.n_layers} layers "
             f"(0-{host.n_layers - 1})"
+        )
+    if any(host.is_gated(i) for i in range(host.n_layers)):
+        raise NotBilinearError(
+            "a report shows modes of the weights alone, and this model's gates are not bilinear: "
+            "tl_bilinear.attribute_modes reads it on a prompt when it is loaded with "
+            "frozen_gates=True, tl_bilinear.bilinearize converts it"
         )
     question = make_question(host, prompt, target, against)
     readouts = make_readouts(host, question.target, [question.prompt])

@@ -16,6 +16,7 @@ from tl_bilinear.hosts.hooked.olmo2 import Olmo2Decoder
 from tl_bilinear.hosts.hooked.rotary import require_same_rotation
 from tl_bilinear.hosts.hooked.stablelm import StableLmDecoder
 from tl_bilinear.hosts.hooked.windowed import MistralDecoder, QwenDecoder
+from tl_bilinear.hosts.hooked_transformer import BiasedGatedMLP
 from tl_bilinear.hosts.registration import register
 
 DECODERS: dict[str, type[Decoder]] = {
@@ -71,9 +72,18 @@ def hooked_transformer_of(transformers_model: Any, tokenizer: Any) -> HookedTran
     )
     model = HookedTransformer(cfg, tokenizer=tokenizer, move_to_device=False)
     require_same_rotation(transformers_model, model)
+    if cfg.act_fn != "bilinear" and decoder.holds_gate_biases():
+        _hold_biases_(model)
     # Not load_and_process_state_dict: with every step off it still rounds float64 to float32.
     missing, surplus = model.load_state_dict(decoder.state(), strict=False)
     buffers = {name for name, _ in model.named_buffers()}
     assert set(missing) <= buffers and not surplus, (missing, surplus)
     model.to(device, print_details=False)
     return model.eval()
+
+
+def _hold_biases_(model: HookedTransformer) -> None:
+    """Put a component with all three biases in the place of TransformerLens' GatedMLPs."""
+    for block in model.blocks:
+        block.mlp = BiasedGatedMLP(model.cfg)
+    model.setup()

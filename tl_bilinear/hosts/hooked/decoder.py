@@ -8,11 +8,12 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_bilinear.hosts.bridge import built_activation, is_identity
+from tl_bilinear.hosts.bridge import built_activation
+from tl_bilinear.hosts.gates import activation_name, is_identity, known_gate
 from tl_bilinear.hosts.hooked.rotary import rotary_settings
 
-# Names that TransformerLens has a function for; gelu_new is every tanh approximation.
-ACTIVATIONS = ("silu", "gelu", "gelu_new", "relu")
+ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
+"""Gates that transformers and HookedTransformer call by one name."""
 
 
 def refusal(transformers_model: Any, reason: str) -> ValueError:
@@ -105,16 +106,14 @@ class Decoder:
         return names.pop()
 
     def _activation_name(self, activation: Callable[..., Any] | None) -> str:
-        from transformer_lens.utilities.activation_functions import SUPPORTED_ACTIVATIONS
-
         if is_identity(activation):
             return "bilinear"
-        x = torch.linspace(-6, 6, 97)
-        for name in ACTIVATIONS:
-            known = SUPPORTED_ACTIVATIONS[name](x)
-            if activation is not None and torch.allclose(known, activation(x), atol=1e-5):
-                return name
-        raise self.refuse(f"its gate activation {type(activation).__name__} is not known there")
+        gate = None if activation is None else known_gate(activation)
+        if gate is None or gate.activation not in ACTIVATIONS:
+            raise self.refuse(
+                f"its gate activation {activation_name(activation)} is not known there"
+            )
+        return gate.activation
 
     def _eps(self) -> float:
         norms = [
@@ -198,11 +197,13 @@ class Decoder:
         state = {"W_out": mlp.down_proj.weight.T, "b_out": bias_of(mlp.down_proj, self.d_model)}
         gate, left_bias, up, right_bias = self.gates(mlp)
         state |= {"W_gate": gate.T, "W_in": up.T, "b_in": right_bias}
-        if is_identity(built_activation(mlp)):
-            return {**state, "b_gate": left_bias}
-        if left_bias.any() or right_bias.any():
-            raise self.refuse("TransformerLens' GatedMLP has no biases inside a gated product")
-        return state
+        return {**state, "b_gate": left_bias} if self.holds_gate_biases() else state
+
+    def holds_gate_biases(self) -> bool:
+        """Whether the MLPs need a component that has b_gate, unlike GatedMLP."""
+        mlps = [layer.mlp for layer in self.layers]
+        biased = any(bias.any() for mlp in mlps for bias in self.gates(mlp)[1::2])
+        return biased or all(is_identity(built_activation(mlp)) for mlp in mlps)
 
     def gates(self, mlp: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Weight and bias of the gate, then of the input it is multiplied with."""
