@@ -22,13 +22,13 @@ from families import (  # noqa: E402
     NO_BIAS,
     bridge_of,
     family,
+    hooked_of,
     log_probabilities,
     process_,
 )
 
 import tl_bilinear as tlb  # noqa: E402
 from tl_bilinear.hosts import has_hooked_transformer  # noqa: E402
-from tl_bilinear.hosts.boot import boot  # noqa: E402
 
 LIMIT = 1e-4
 MODES = ("raw", "compat", "folded")
@@ -64,7 +64,7 @@ def main() -> int:
 def rows_of(name: str) -> list[Row]:
     references = {shape: reference(name, shape) for shape in SHAPES}
     hosts = ["TransformerBridge"]
-    if name == "Llama" and has_hooked_transformer():
+    if has_hooked_transformer():
         hosts.append("HookedTransformer")
     rows = []
     for host in hosts:
@@ -91,9 +91,7 @@ def difference(model: Any, name: str, host: str, mode: str) -> float:
     if host == "TransformerBridge":
         booted = process_(bridge_of(copied, name), mode)
     else:
-        booted = boot(copied, None, "tiny", "hooked_transformer")
-        if mode == "folded":
-            booted.process_weights_()
+        booted = process_(hooked_of(copied), mode)
     tlb.self_check(booted, reference=lambda tokens: model(tokens).logits)
     return float((log_probabilities(booted, TOKENS) - expected).abs().max())
 
@@ -114,8 +112,7 @@ def page(rows: list[Row]) -> str:
         f"(limit {LIMIT:.0e}). {absent} cells (–) do not exist:",
         "",
         *(f"- {name}, biases: {reason}" for name, reason in NO_BIAS.items()),
-        "- HookedTransformer: holds Llama only (other classes: host='transformer_bridge'), has no "
-        "compatibility mode, and is not in TransformerLens 4.x",
+        "- HookedTransformer: has no compatibility mode, and is not in TransformerLens 4.x",
     ]
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Tiny random bilinear models of every transformers class that the bridge must read.
+"""Tiny random bilinear models of every transformers class that every host must read.
 
 Gains, biases and embeddings are far from their defaults, so that one that is dropped, scaled
 or swapped shows in the log-probabilities.
@@ -118,13 +118,25 @@ def log_probabilities(model: Callable[[Tensor], Any], tokens: Tensor) -> Tensor:
     return (out if isinstance(out, Tensor) else out.logits).double().log_softmax(-1)
 
 
-def process_(bridge: Any, mode: str) -> Any:
-    """ "raw", "compat" (TransformerLens' hook names, nothing folded) or "folded"."""
-    if mode == "compat":
-        bridge.enable_compatibility_mode(no_processing=True)
+def hooked_of(model: Any, name: str = "tiny") -> Any:
+    """A HookedTransformer of a model in memory (TransformerLens 3.9)."""
+    from tl_bilinear.hosts.boot import boot
+
+    return boot(model, None, name, "hooked_transformer")
+
+
+def process_(model: Any, mode: str) -> Any:
+    """ "raw", "compat" (a bridge's hook names, nothing folded) or "folded"."""
+    hooked = not hasattr(model, "enable_compatibility_mode")
+    if mode == "compat" and not hooked:
+        model.enable_compatibility_mode(no_processing=True)
     if mode == "folded":
         with warnings.catch_warnings():
-            # Phi3, GLM and OLMo2: the host leaves their norms unfolded and says so.
-            warnings.filterwarnings("ignore", ".*does not support fold_ln", UserWarning)
-            bridge.enable_compatibility_mode()
-    return bridge
+            # Phi3, GLM and OLMo2 on a bridge, OLMo2 and Gemma 2 on a HookedTransformer: what
+            # would change the model is left out, with a warning.
+            warnings.filterwarnings("ignore", ".*does not support", UserWarning)
+            if hooked:
+                model.process_weights_()
+            else:
+                model.enable_compatibility_mode()
+    return model

@@ -1,4 +1,4 @@
-"""Every transformers class that can be bilinear, on the bridge: exact, checked, attributed.
+"""Every transformers class that can be bilinear, on every host: exact, checked, attributed.
 
 `make parity` prints the whole table; here is one shape per family.
 """
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from families import BIASES, FAMILIES, bridge_of, family, log_probabilities, process_
-from models import logits_of, save
+from models import hosts, logits_of, save
 
 import tl_bilinear as tlb
 from tl_bilinear.hosts.self_check import relative_error
@@ -23,43 +23,56 @@ def tokens_of(pos: int = 12) -> torch.Tensor:
     return torch.randint(0, 40, (3, pos), generator=torch.Generator().manual_seed(7))
 
 
-@pytest.fixture(scope="module", params=[(n, m) for n in FAMILIES for m in MODES], ids=str)
+# A HookedTransformer as it is loaded is compared with the bridge in test_hooked_families.py.
+CASES = [(name, mode, host) for name in FAMILIES for mode in MODES for host in hosts()]
+CASES = [case for case in CASES if case[1:] != ("raw", "hooked_transformer")]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=str)
 def case(request, tmp_path_factory) -> Any:
-    """A family's bridge, loaded from a folder as a user would."""
-    name, mode = request.param
+    """A family's model, loaded from a folder as a user would."""
+    name, mode, host = request.param
     reference = family(name, **BIASES.get(name, {}))
     folder = save(copy.deepcopy(reference), tmp_path_factory.mktemp("family"))
-    bridge = process_(tlb.load(folder, host="transformer_bridge"), mode)
-    return SimpleNamespace(name=name, mode=mode, reference=reference, bridge=bridge)
+    model = process_(tlb.load(folder, host=host), mode)
+    return SimpleNamespace(name=name, mode=mode, host=host, reference=reference, model=model)
 
 
 def test_log_probabilities_equal_hugging_face(case):
     tokens = tokens_of()
-    found, expected = (log_probabilities(m, tokens) for m in (case.bridge, case.reference))
+    found, expected = (log_probabilities(m, tokens) for m in (case.model, case.reference))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 def test_the_self_check_passes(case):
-    check = tlb.self_check(case.bridge, reference=logits_of(case.reference))
+    check = tlb.self_check(case.model, reference=logits_of(case.reference))
     assert check.largest_error < 1e-5
-    assert check.host == "TransformerBridge"
+    assert check.host.lower() == case.host.replace("_", "")
 
 
 def test_norms_are_where_the_family_has_them(case):
-    host = tlb.get_host(case.bridge)
+    host = tlb.get_host(case.model)
     assert host.mlp_norm(1).exists == (case.name != "OLMo2")
     assert host.mlp_norm(1).centred == (case.name == "StableLM")
     assert host.mlp_post_norm(1).exists == (case.name in POST_NORM)
     assert host.attention_post_norm(1).exists == (case.name in POST_NORM)
     assert (host.logit_softcap is not None) == (case.name == "Gemma 2")
-    if case.name == "OLMo2":
+    if case.name == "OLMo2" and case.host == "transformer_bridge":
         assert host.mlp_input_site(1) == "blocks.1.mlp.hook_in"
         streams = host.read(tokens_of(), ["blocks.1.hook_resid_mid", "blocks.1.mlp.hook_in"])[1]
         assert torch.equal(*streams.values())
 
 
+def test_the_embedding_is_what_enters_the_stream(case):
+    """Gemma's factor included, wherever the host keeps it."""
+    host = tlb.get_host(case.model)
+    tokens = tokens_of()
+    _, cache = host.read(tokens, [host.embedding_site()])
+    assert torch.equal(cache[host.embedding_site()], host.W_E[tokens])
+
+
 def test_the_map_reproduces_the_mlp_in_float64(case):
-    host = tlb.get_host(case.bridge)
+    host = tlb.get_host(case.model)
     site, out = host.mlp_input_site(1), host.mlp_out_site(1)
     _, cache = host.read(tokens_of(), [site, out])
     weights = host.mlp_map(1).to(torch.float64)
@@ -70,14 +83,14 @@ def test_the_map_reproduces_the_mlp_in_float64(case):
 
 
 def test_attribution_closes_on_the_logit_before_any_softcap(case):
-    parts = tlb.attribute_components(case.bridge, tokens_of(), 5)
+    parts = tlb.attribute_components(case.model, tokens_of(), 5)
     assert parts.discrepancy.abs().max() < 1e-5
-    modes = tlb.attribute_modes(case.bridge, tokens_of(), 5, k=None)
+    modes = tlb.attribute_modes(case.model, tokens_of(), 5, k=None)
     torch.testing.assert_close(modes.shares, parts.mlps, rtol=1e-5, atol=1e-5)
     assert modes.remainder.abs().max() < 1e-9  # all modes were kept
     with torch.no_grad():
-        logit = case.bridge(tokens_of())[:, -1, 5].double()
-    cap = tlb.get_host(case.bridge).logit_softcap
+        logit = case.model(tokens_of())[:, -1, 5].double()
+    cap = tlb.get_host(case.model).logit_softcap
     target = parts.target[:, 0]
     expected = target if cap is None else cap * (target / cap).tanh()
     torch.testing.assert_close(expected, logit, rtol=1e-5, atol=1e-5)
@@ -95,7 +108,7 @@ def test_a_cache_and_a_prompt_give_the_same_attribution(name):
 
 
 def test_ablating_a_mode_takes_out_what_was_attributed_to_it(case):
-    host = tlb.get_host(case.bridge)
+    host = tlb.get_host(case.model)
     modes = tlb.attribute_modes(host, tokens_of(), 5)
     mode = modes.mode(1, 0)
     site = host.mlp_out_site(1)
@@ -131,7 +144,7 @@ def test_gated_models_of_the_same_classes_are_left_alone(name):
         tlb.self_check(bridge)
 
 
-def test_automatic_choice_takes_the_bridge_for_what_a_hooked_transformer_cannot_hold(tmp_path):
+def test_automatic_choice_takes_the_bridge_for_everything_but_llama(tmp_path):
     model = tlb.load(save(family("Qwen3"), tmp_path / "qwen3"))
     assert tlb.get_host(model).kind == "TransformerBridge"
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from families import bridge_of, family
+from families import BIASES, bridge_of, family, hooked_of
 from models import hosts, native, process_, tiny_llama
 
 import tl_bilinear as tlb
@@ -20,7 +20,13 @@ SHAPES = {
     "final_rms": {"final_rms": True},
     "square unembedding": {"d_vocab": 16},
 }
-FLAGS = ("fold_ln", "center_writing_weights", "center_unembed", "refactor_factored_attn_matrices")
+FLAGS = (
+    "fold_ln",
+    "center_writing_weights",
+    "center_unembed",
+    "fold_value_biases",
+    "refactor_factored_attn_matrices",
+)
 
 
 def drift(model, change) -> float:
@@ -50,18 +56,46 @@ def test_processing_is_exact_or_refused(host, norm, shape):
         assert "load it again" in str(error)
 
 
+@pytest.mark.parametrize("host", hosts())
 @pytest.mark.parametrize("norm", ["LN", "RMS"])
 @pytest.mark.parametrize("flag", FLAGS)
 @pytest.mark.parametrize("d_mlp", [24, 16])
-def test_every_processing_step_alone_is_exact(norm, flag, d_mlp):
-    """On whichever host there is: HookedTransformer on 3.9, a native bridge on 4.x."""
-    host = hosts()[0]
+def test_every_processing_step_alone_is_exact(host, norm, flag, d_mlp):
     model = native(norm, host, torch.float32, d_mlp=d_mlp)
+    before = parameters(model)
+    assert drift(model, lambda m: process_alone_(m, flag)) < 1e-4
+    after = parameters(model)
+    unchanged = before.keys() == after.keys() and all(
+        torch.equal(before[name], after[name]) for name in before
+    )
+    if flag != "center_writing_weights" or norm == "LN":  # with RMSNorm there is nothing to centre
+        assert not unchanged, "the step did nothing, so nothing was tested"
+
+
+@pytest.mark.parametrize("host", hosts())
+@pytest.mark.parametrize("name", ["Llama", "Qwen2", "OLMo2"])
+@pytest.mark.parametrize("heads", [2, 4], ids=["GQA", "all heads"])
+def test_value_biases_alone_go_into_the_output_bias(host, name, heads):
+    source = family(name, num_key_value_heads=heads, **BIASES[name])
+    model = bridge_of(source, name) if host == "transformer_bridge" else hooked_of(source)
+    before = tlb.get_host(model).b_O(1).detach().clone()
+    assert drift(model, lambda m: process_alone_(m, "fold_value_biases")) < 1e-4
+    after = tlb.get_host(model).b_O(1)
+    assert (after - before).abs().max() > 0.1
+    assert not model.blocks[1].attn.b_V.any()
+
+
+def process_alone_(model, flag: str) -> None:
     flags = {name: name == flag for name in FLAGS}
-    if host == "hooked_transformer":
-        assert drift(model, lambda m: m.process_weights_(**flags)) < 1e-4
+    if hasattr(model, "enable_compatibility_mode"):
+        model.enable_compatibility_mode(**flags)
     else:
-        assert drift(model, lambda m: m.enable_compatibility_mode(**flags)) < 1e-4
+        # process_weights_ always folds value biases: it has no flag for them.
+        model.load_and_process_state_dict(model.state_dict(), **flags)
+
+
+def parameters(model) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
 
 
 @pytest.mark.parametrize("shape", [{"d_mlp": 16}, {"d_mlp": 24}], ids=str)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import bridge_of, family
+from families import bridge_of, family, hooked_of, log_probabilities
 from families import process_ as process_family_
 from models import hosts, native, process_, tiny_llama
 
@@ -116,3 +116,26 @@ def test_7_hook_names_that_do_not_exist():
             bridge.run_with_hooks(tokens, fwd_hooks=hooks)
     with pytest.raises(KeyError, match="no hook named"):
         tlb.get_host(bridge).hooks(hooks)
+
+
+@pytest.mark.skipif(not HOOKED, reason="TransformerLens 4.x has no HookedTransformer")
+@pytest.mark.parametrize(("name", "least"), [("OLMo2", 0.1), ("Gemma 2", 1e-3)])
+def test_8_processing_in_place_folds_norms_that_stand_behind(name, least, unguarded):
+    reference = family(name)
+    model = hooked_of(copy.deepcopy(reference))
+    model.process_weights_()
+    tokens = torch.randint(0, 40, (2, 12), generator=torch.Generator().manual_seed(2))
+    change = log_probabilities(model, tokens) - log_probabilities(reference, tokens)
+    mended = "process_weights_ is right: see _without_what_is_no_identity of hosts/folding.py"
+    assert change.abs().max() > least, mended
+
+
+@pytest.mark.skipif(not HOOKED, reason="TransformerLens 4.x has no HookedTransformer")
+def test_9_converters_drop_biases():
+    from transformer_lens.pretrained.weight_conversions import convert_llama_weights
+
+    llama = tiny_llama()
+    state = convert_llama_weights(llama, hooked_of(copy.deepcopy(llama)).cfg)
+    assert llama.model.layers[0].mlp.up_proj.bias.any()
+    lost = ("blocks.0.mlp.b_in", "blocks.0.mlp.b_out", "blocks.0.attn.b_Q")
+    assert not any(state[name].any() for name in lost), "biases are read: see hosts/hooked"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tl_bilinear.checkpoints import bundled_models as bundled_models
     from tl_bilinear.checkpoints import load as load
     from tl_bilinear.checkpoints import save_pretrained as save_pretrained
+    from tl_bilinear.checkpoints.public_names import register as register
     from tl_bilinear.conversion import bilinearize as bilinearize
     from tl_bilinear.decompositions import Eigendecomposition as Eigendecomposition
     from tl_bilinear.decompositions import Mode as Mode
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from tl_bilinear.gaussian import sphere_inner as sphere_inner
     from tl_bilinear.hosts import adopt_ as adopt_
     from tl_bilinear.hosts import get_host as get_host
-    from tl_bilinear.hosts import register as register
     from tl_bilinear.hosts.freezing import freeze_gates_ as freeze_gates_
     from tl_bilinear.hosts.self_check import NotBilinearError as NotBilinearError
     from tl_bilinear.hosts.self_check import self_check as self_check
@@ -46,7 +46,7 @@ _ROOMS = {
     "eigendecompose": "decompositions",
     "SingularDecomposition": "decompositions",
     "singular_decompose": "decompositions",
-    "register": "hosts",
+    "register": "checkpoints.public_names",
     "adopt_": "hosts",
     "get_host": "hosts",
     "freeze_gates_": "hosts.freezing",

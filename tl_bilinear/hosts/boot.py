@@ -18,8 +18,8 @@ def boot(transformers_model: Any, tokenizer: Any, name: str, host: HostName = "a
             a TransformerBridge elsewhere.
 
     Raises:
-        ValueError: an unknown host, or a HookedTransformer on TransformerLens 4.x or for an
-            architecture other than Llama.
+        ValueError: an unknown host, a HookedTransformer on TransformerLens 4.x, or a model
+            that a HookedTransformer cannot hold, with the reason.
     """
     if host not in ("auto", "hooked_transformer", "transformer_bridge"):
         raise ValueError(
@@ -36,14 +36,9 @@ def boot(transformers_model: Any, tokenizer: Any, name: str, host: HostName = "a
             "TransformerLens 4.x has no HookedTransformer: use host='transformer_bridge', or "
             "install transformer-lens 3.9"
         )
-    if transformers_model.config.model_type != "llama":
-        raise ValueError(
-            "only Llama models can be put into a HookedTransformer so far, got "
-            f"{type(transformers_model).__name__}: use host='transformer_bridge'"
-        )
-    from tl_bilinear.hosts.llama import hooked_transformer_from_llama
+    from tl_bilinear.hosts.hooked import hooked_transformer_of
 
-    return hooked_transformer_from_llama(transformers_model, tokenizer)
+    return hooked_transformer_of(transformers_model, tokenizer)
 
 
 def _boot_bridge(transformers_model: Any, tokenizer: Any, name: str) -> Any:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge.generalized_components.gated_mlp import GatedMLPBridge
 from transformer_lens.model_bridge.generalized_components.joint_gate_up_mlp import (
@@ -71,6 +72,12 @@ def adopt_mlp(mlp: Any) -> bool:
 
 class TransformerBridgeHost(AbstractHost):
     kind = "TransformerBridge"
+
+    @property
+    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
+        weight = self.model.W_E
+        scale = self._optional(lambda: self.model.embed.original_component.embed_scale)
+        return weight if scale is None else weight * scale.to(weight)  # Gemma
 
     def mlp_norm(self, layer: int) -> Norm:
         return self._norm(self._block(layer).ln2) if self._reads_norm(layer) else NO_NORM

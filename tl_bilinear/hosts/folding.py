@@ -10,6 +10,7 @@ log-probabilities, taken before and after: a model that processing has changed i
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -53,10 +54,32 @@ def guard_hooked_transformer() -> None:
         if not ours or not any(wanted.values()):
             return upstream(self, state_dict, *args, **flags)
         upstream(self, dict(state_dict), **dict.fromkeys(wanted, False))
+        wanted = _without_what_is_no_identity(self.cfg, wanted)
         process_(self, lambda: upstream(self, state_dict, **wanted))
 
     load_and_process_state_dict._tl_bilinear = True  # pyright: ignore[reportAttributeAccessIssue]
     setattr(HookedTransformer, "load_and_process_state_dict", load_and_process_state_dict)  # noqa: B010
+
+
+def _without_what_is_no_identity(cfg: Any, wanted: dict[str, bool]) -> dict[str, bool]:
+    """Processing steps that would change this kind of model are left out, with a warning.
+
+    As `HookedTransformer.from_pretrained` leaves them out; processing in place forgets to.
+    """
+    from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
+
+    name = cfg.original_architecture
+    off: dict[str, str] = {}
+    if name in POST_NORM_ARCHITECTURES:
+        reason = "its norms stand behind the sublayers"
+        off |= {"fold_ln": reason, "center_writing_weights": reason}
+    if cfg.output_logits_soft_cap > 0:
+        off["center_unembed"] = "its logits are capped"
+    skipped = {step: reason for step, reason in off.items() if wanted.get(step)}
+    if skipped:
+        reasons = "; ".join(dict.fromkeys(skipped.values()))
+        warnings.warn(f"{name} does not support {', '.join(skipped)}: {reasons}", stacklevel=4)
+    return {step: on and step not in off for step, on in wanted.items()}
 
 
 def guard_bridge() -> None:
@@ -141,9 +164,16 @@ def _tokens(host: AbstractHost) -> Int[Tensor, "batch pos"]:
 def _log_probabilities(
     host: AbstractHost, tokens: Int[Tensor, "batch pos"]
 ) -> Float[Tensor, "batch pos d_vocab"]:
-    # Not host.read: in the midst of processing a bridge has no hooks.
-    with torch.no_grad():
-        return host.model(tokens.to(host.device)).double().log_softmax(-1)
+    cfg = host.model.cfg
+    meant = cfg.device
+    # from_pretrained processes before it moves the weights to where they are to be.
+    cfg.device = str(host.device)
+    try:
+        # Not host.read: in the midst of processing a bridge has no hooks.
+        with torch.no_grad():
+            return host.model(tokens.to(host.device)).double().log_softmax(-1)
+    finally:
+        cfg.device = meant
 
 
 def _is_folded(host: AbstractHost, layer: int) -> bool:

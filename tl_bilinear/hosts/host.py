@@ -56,6 +56,7 @@ class AbstractHost(ABC):
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
+        """What each token writes into the stream; Gemma's factor of sqrt(d_model) included."""
         return self.model.W_E
 
     @property

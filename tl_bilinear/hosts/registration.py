@@ -19,6 +19,8 @@ def has_hooked_transformer() -> bool:
 def register() -> None:
     """Register bilinear MLPs with TransformerLens. Idempotent.
 
+    All of `tl_bilinear.register` but the names of checkpoints, which it adds on top.
+
     - `act_fn="bilinear"` with `gated_mlp=True` in a HookedTransformerConfig (3.9) builds a
       `BilinearMLP`; in a TransformerBridgeConfig for `boot_native` it builds a bilinear bridge.
     - A bridge of a transformers model whose built gate activation is the identity gets

@@ -155,20 +155,25 @@ def _require_llama(host: AbstractHost) -> None:
     def setting(name: str, default: Any = None) -> Any:
         return getattr(cfg, name, default)
 
-    norms = [host.final_norm()]
+    norms, behind = [host.final_norm()], []
     for layer in range(host.n_layers):
         norms += [host.attention_norm(layer), host.mlp_norm(layer)]
+        behind += [host.attention_post_norm(layer), host.mlp_post_norm(layer)]
+    query_norms = [host._optional(lambda at=block.attn: at.q_norm) for block in host.model.blocks]
     scale = setting("attn_scale", -1.0)
     rotary_dim = setting("rotary_dim") or host.d_head
     reasons = {
         "LayerNorm (a Llama has RMSNorm)": any(norm.centred for norm in norms),
         "no norm (a Llama always normalises)": not all(norm.exists for norm in norms),
-        "norms with different eps": len({float(norm.eps) for norm in norms}) > 1,
+        "norms with different eps": len({float(norm.eps) for norm in norms if norm.exists}) > 1,
         "positions that are not rotary (positional_embedding_type "
         f"{setting('positional_embedding_type')!r})": setting("positional_embedding_type")
         != "rotary",
         f"rotation of {rotary_dim} of {host.d_head} dimensions": rotary_dim != host.d_head,
         "rotary scaling": setting("use_NTK_by_parts_rope", False)
+        or setting("use_yarn_rope", False)
+        or setting("use_dynamic_ntk_rope", False)
+        or setting("rotary_scaling_factor", 1.0) != 1.0
         or isinstance(setting("rope_scaling"), dict),
         f"an attention scale of {scale}": not setting("use_attn_scale", True)
         or (scale > 0 and not math.isclose(scale, math.sqrt(host.d_head), rel_tol=1e-6)),
@@ -176,8 +181,9 @@ def _require_llama(host: AbstractHost) -> None:
         "attention and MLP in parallel": setting("parallel_attn_mlp", False),
         "local attention": setting("use_local_attn", False),
         "attention to later positions": setting("attention_dir", "causal") != "causal",
-        "norms on queries and keys": setting("use_qk_norm", False),
-        "norms behind the sublayers": setting("use_normalization_before_and_after", False),
+        "norms on queries and keys": setting("use_qk_norm", False)
+        or any(norm is not None for norm in query_norms),
+        "norms behind the sublayers": any(norm.exists for norm in behind),
         "softcaps": max(
             setting("output_logits_soft_cap", -1.0) or -1.0,
             setting("attn_scores_soft_cap", -1.0) or -1.0,
