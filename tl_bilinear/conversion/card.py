@@ -93,12 +93,12 @@ from the {activation} gate of {source}, whose licence holds.
 ## Recipe
 
 Method: arXiv:2410.08417, appendix J. The gate is act(beta g)/beta{scale} with beta from 1 to 0
-({config.schedule}) over the first {config.anneal_fraction:.0%} of the steps; its factor is folded at
-the end. Loss: {loss}; the teacher is the unconverted model.
+({config.schedule}) over the first {config.anneal_fraction:.0%} of the steps; its factor is folded
+at the end. Loss: {loss}; the teacher is the unconverted model.
 
 - text: {text}
-- {config.n_steps} steps of {config.batch_size} windows of {config.window} tokens: {tokens / 1e6:.2f}
-  million tokens; AdamW (weight decay {config.weight_decay:g}), learning rate
+- {config.n_steps} steps of {config.batch_size} windows of {config.window} tokens, in all
+  {tokens / 1e6:.2f} million; AdamW (weight decay {config.weight_decay:g}), learning rate
   {config.learning_rate:g} after {config.warmup_steps} steps, cosine to
   {config.final_learning_rate:g}, gradient norm cut to {config.clip_norm:g}, seed {config.seed}
 - {metrics[-1]["seconds"] / 60:.1f} minutes on: {machine()}

@@ -130,9 +130,7 @@ def _stream(tokenizer, documents: list[str]) -> Int[Tensor, " n_tokens"]:
     return torch.tensor([token for row in rows for token in row])
 
 
-def _write(
-    model: PreTrainedModel, tokenizer, card: str, source: Path, target: Path
-) -> None:
+def _write(model: PreTrainedModel, tokenizer, card: str, source: Path, target: Path) -> None:
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
