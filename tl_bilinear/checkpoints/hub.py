@@ -50,12 +50,27 @@ def hub_tokenizer_folder(hub_id: str) -> Path:
     return _snapshot(hub_id, TOKENIZER)
 
 
-def _snapshot(hub_id: str, patterns: tuple[str, ...]) -> Path:
+def hub_files(hub_id: str, paths: tuple[str, ...]) -> Path:
+    """The local folder of a repository, with those of some named files that it has.
+
+    Raises:
+        CheckpointError: as `hub_folder`.
+    """
+    return _snapshot(hub_id, paths, ignored=None)
+
+
+def _snapshot(
+    hub_id: str, patterns: tuple[str, ...], ignored: tuple[str, ...] | None = ("*/*",)
+) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
         return Path(
-            snapshot_download(hub_id, allow_patterns=list(patterns), ignore_patterns=["*/*"])
+            snapshot_download(
+                hub_id,
+                allow_patterns=list(patterns),
+                ignore_patterns=None if ignored is None else list(ignored),
+            )
         )
     # Refused, unknown, offline, no proxy, half in the cache: the hub's own classes for these
     # share no parent, and a reader needs the same advice for all of them.

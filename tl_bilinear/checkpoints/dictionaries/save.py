@@ -1,0 +1,42 @@
+"""`save_dictionary`: a Dictionary into a folder in the SAELens layout."""
+
+import json
+import shutil
+import uuid
+from pathlib import Path
+
+from tl_bilinear.checkpoints.dictionaries import saelens
+from tl_bilinear.checkpoints.error import CheckpointError
+from tl_bilinear.dictionary import Dictionary
+
+
+def save_dictionary(dictionary: Dictionary, folder: str | Path, *, model_name: str = "") -> Path:
+    """Save a dictionary, in its dtype, as SAELens reads it; the folder, all of it or nothing.
+
+    Args:
+        folder: a new or empty one.
+        model_name: the model that it was trained on, for cfg.json.
+
+    Raises:
+        CheckpointError: a folder that is not empty, or an activation that SAELens lacks.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder).resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} is not an empty folder: give another one")
+    config, tensors = saelens.contents(dictionary, model_name)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:12]}.partial"
+    try:
+        partial.mkdir()
+        save_file(tensors, partial / saelens.WEIGHTS)
+        (partial / saelens.WEIGHTS).chmod(0o644)
+        text = json.dumps(config, indent=2) + "\n"
+        (partial / saelens.CONFIG).write_text(text, encoding="utf-8")
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
