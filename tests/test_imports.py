@@ -20,17 +20,18 @@ PACKAGE = "tl_bilinear"
 LAYERS = (
     ("cli", "report", "__main__"),
     ("__init__",),
-    ("unlearning", "sweeps"),
+    ("unlearning", "sweeps", "recipes"),
     ("views",),
-    ("attribution", "circuits", "ablation", "conversion", "training"),
+    ("attribution", "circuits", "ablation", "features", "conversion", "training"),
     ("checkpoints", "optimisation"),
     ("hosts",),
     ("decompositions",),
-    ("tensor", "quadratic_map", "frozen_map", "gaussian"),
+    ("tensor", "quadratic_map", "frozen_map", "gaussian", "dictionary"),
     ("results",),
 )
-SIBLINGS = {"attribution", "circuits", "ablation", "conversion", "training"}
-VIEWS_MAY_IMPORT = {"views", "decompositions", "tensor", "quadratic_map", "gaussian", "results"}
+SIBLINGS = {"attribution", "circuits", "ablation", "features", "conversion", "training"}
+ALGEBRA = {"tensor", "quadratic_map", "gaussian", "dictionary"}
+VIEWS_MAY_IMPORT = {"views", "decompositions", "results"} | ALGEBRA
 ONLY_IN = {
     "transformer_lens": {"hosts"},
     "transformers": {"checkpoints", "conversion", "training"},

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tl_bilinear.checkpoints import bundled_models as bundled_models
     from tl_bilinear.checkpoints import load as load
     from tl_bilinear.checkpoints import save_pretrained as save_pretrained
+    from tl_bilinear.checkpoints.dictionaries import load_dictionary as load_dictionary
+    from tl_bilinear.checkpoints.dictionaries import save_dictionary as save_dictionary
     from tl_bilinear.checkpoints.public_names import register as register
     from tl_bilinear.conversion import bilinearize as bilinearize
     from tl_bilinear.decompositions import Eigendecomposition as Eigendecomposition
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from tl_bilinear.decompositions import singular_decompose as singular_decompose
     from tl_bilinear.gaussian import gaussian_inner as gaussian_inner
     from tl_bilinear.gaussian import sphere_inner as sphere_inner
+    from tl_bilinear.dictionary import Dictionary as Dictionary
+    from tl_bilinear.features import Interactions as Interactions
+    from tl_bilinear.features import interactions as interactions
     from tl_bilinear.hosts import adopt_ as adopt_
     from tl_bilinear.hosts import get_host as get_host
     from tl_bilinear.hosts.freezing import freeze_gates_ as freeze_gates_
@@ -61,6 +66,11 @@ _ROOMS = {
     "attribute_modes": "attribution",
     "attribute_components": "attribution",
     "ablate": "ablation",
+    "Dictionary": "dictionary",
+    "load_dictionary": "checkpoints.dictionaries",
+    "save_dictionary": "checkpoints.dictionaries",
+    "Interactions": "features",
+    "interactions": "features",
 }
 
 _FOLDERS = (
@@ -69,6 +79,7 @@ _FOLDERS = (
     "checkpoints",
     "conversion",
     "decompositions",
+    "features",
     "hosts",
     "optimisation",
     "training",
@@ -100,6 +111,11 @@ __all__ = [
     "attribute_modes",
     "attribute_components",
     "ablate",
+    "Dictionary",
+    "load_dictionary",
+    "save_dictionary",
+    "Interactions",
+    "interactions",
     "__version__",
 ]
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_bilinear.hosts import AbstractHost, get_host
@@ -54,3 +54,32 @@ def mlp_streams(model: Any, layer: int, texts: Iterable[str]) -> Float[Tensor, "
     if not sum(len(value) for value in found):
         raise ValueError("the texts hold no token behind their first one")
     return torch.cat(found)
+
+
+def hook_batches(
+    host: AbstractHost, texts: Iterable[str | Int[Tensor, " pos"]], hooks: Sequence[str]
+) -> Iterator[dict[str, Float[Tensor, "token width"]]]:
+    """What some hooks see at the tokens of texts (or of token rows), a few texts at a time.
+
+    Each is cut at the context, and its first token (BOS) is left out. In float64.
+    """
+    batch: list[Tensor] = []
+    for text in texts:
+        row = host.to_tokens(text) if isinstance(text, str) else text
+        batch.append(row[: host.n_ctx])
+        if len(batch) == BATCH:
+            yield _hook_values(host, batch, hooks)
+            batch = []
+    if batch:
+        yield _hook_values(host, batch, hooks)
+
+
+def _hook_values(
+    host: AbstractHost, rows: Sequence[Tensor], hooks: Sequence[str]
+) -> dict[str, Float[Tensor, "token width"]]:
+    tokens = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    _, values = host.read(tokens, list(dict.fromkeys(hooks)))
+    lengths = torch.tensor([len(row) for row in rows])
+    places = torch.arange(tokens.shape[1])
+    kept = ((places > 0) & (places < lengths[:, None])).to(host.device)
+    return {hook: value[kept].double() for hook, value in values.items()}
