@@ -23,10 +23,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Else pyright asks the network for a newer version.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help report test test-tl3 test-tl4 test-tl4-quietly check format models demos bench parity clean
+.PHONY: help report test test-tl3 test-tl4 test-tl4-quietly check format models dictionaries demos bench parity clean
 
 help: ## list what make can do
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 report: .venv/.package ## write report.html: a bundled model, taken apart
 	.venv/bin/tl-bilinear report -o report.html
@@ -62,6 +62,9 @@ format: .venv/.lint ## let ruff format and mend
 
 models: .venv/.package ## train stories-5l again (about an hour), on TEXT and the teacher's stories
 	.venv/bin/python -m tl_bilinear.conversion.stories --work-dir .cache/models $(if $(TEXT),--text "$(TEXT)")
+
+dictionaries: .venv/.package ## train the pair of dictionaries of stories-5l again (ten minutes)
+	.venv/bin/python -m tl_bilinear.recipes.story_dictionaries --work-dir .cache/dictionaries --threads 1 $(if $(TEXT),--text "$(TEXT)")
 
 demos: .venv/.package ## run every demo
 	@for demo in demos/*.py; do echo "== $$demo"; .venv/bin/python "$$demo" || exit 1; done
