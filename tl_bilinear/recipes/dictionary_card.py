@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from tl_bilinear.conversion.files import sha256_of_file
 from tl_bilinear.conversion.story_card import KNOWN_TEXTS, machine
+from tl_bilinear.optimisation.files import sha256_of_file
 from tl_bilinear.training import Fidelity, TopKConfig
 
 

@@ -23,9 +23,9 @@ from tl_bilinear.checkpoints import load
 from tl_bilinear.checkpoints.dictionaries import load_dictionary, save_dictionary
 from tl_bilinear.conversion import sample_stories
 from tl_bilinear.conversion.evaluation import load_folder, read_stories
-from tl_bilinear.conversion.files import fingerprint_settings, replace_file, replace_folder
 from tl_bilinear.hosts import AbstractHost, get_host
 from tl_bilinear.hosts.corpus import hook_batches
+from tl_bilinear.optimisation.files import fingerprint_settings, replace_file, replace_folder
 from tl_bilinear.recipes.dictionary_card import DictionaryCard, Entry, card_text
 from tl_bilinear.training import TopKConfig, measure_fidelity, train_dictionary
 
