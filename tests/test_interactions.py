@@ -326,12 +326,12 @@ def test_bad_features_are_refused(unchecked):
         tlb.interactions(model, 1, inputs, outputs, [1], draws=0).table(4)
 
 
-TEXTS = ["Once upon a time, there was a little girl named Lily.", "The dog ran to Tim and barked."]
-
-
 @pytest.mark.parametrize("host", hosts())
 @pytest.mark.parametrize("readout", ["encoder", "decoder"])
 def test_correlations_are_those_of_the_activations_themselves(host, readout):
+    from tl_bilinear.checkpoints.bundled import bundled_stories
+
+    texts = bundled_stories()[:2]
     model = tlb.load("stories-5l", host=host)
     own = tlb.get_host(model)
     outputs = tlb.load_dictionary("stories-5l-mlp-out")
@@ -339,7 +339,7 @@ def test_correlations_are_those_of_the_activations_themselves(host, readout):
     inputs = tlb.load_dictionary("stories-5l-mlp-in")
     active_on = []
     xs, ys = [], []
-    for text in TEXTS:
+    for text in texts:
         tokens = model.to_tokens(text)
         _, cache = own.read(tokens, [own.mlp_input_site(layer), outputs.hook_name])
         xs.append(cache[own.mlp_input_site(layer)][0, 1:].double())
@@ -348,7 +348,7 @@ def test_correlations_are_those_of_the_activations_themselves(host, readout):
     active_on = (z > 0).sum(0)
     chosen = [*active_on.argsort(descending=True)[:4].tolist(), int(active_on.argmin())]
     found = tlb.interactions(
-        model, layer, inputs, outputs, chosen, readout=readout, texts=TEXTS, ranks=(1, 3), draws=0
+        model, layer, inputs, outputs, chosen, readout=readout, texts=texts, ranks=(1, 3), draws=0
     ).correlations
     assert found is not None and found.tokens == len(x)
     assert found.counts.tolist() == active_on[chosen].tolist()
