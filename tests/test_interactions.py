@@ -326,6 +326,15 @@ def test_bad_features_are_refused(unchecked):
         tlb.interactions(model, 1, inputs, outputs, [1], draws=0).table(4)
 
 
+@pytest.mark.parametrize("place", ["ln2.hook_normalized", "mlp.hook_in", "hook_resid_mid"])
+def test_a_gated_mlp_is_refused_wherever_its_features_live(place):
+    model = tlb.load("stories-5l-swiglu", check=False)
+    inputs = dictionary(f"blocks.1.{place}", d_in=64)
+    outputs = dictionary("blocks.1.hook_mlp_out", d_in=64)
+    with pytest.raises(tlb.NotBilinearError):
+        tlb.interactions(model, 1, inputs, outputs, [3])
+
+
 @pytest.mark.parametrize("host", hosts())
 @pytest.mark.parametrize("readout", ["encoder", "decoder"])
 def test_correlations_are_those_of_the_activations_themselves(host, readout):

@@ -48,6 +48,7 @@ def input_site(host: AbstractHost, layer: int, hook_name: str) -> InputSite:
     """The space of features trained on `hook_name`, as one that layer's MLP reads.
 
     Raises:
+        NotBilinearError: a gated MLP.
         ValueError: no such layer; no hook name; a hook that is not at this MLP's input.
     """
     block, norm = f"blocks.{layer}.", host.mlp_norm(layer)
@@ -57,13 +58,14 @@ def input_site(host: AbstractHost, layer: int, hook_name: str) -> InputSite:
     if norm.exists:
         multiplied.add(f"{block}ln2.hook_out")
         stream.add(f"{block}ln2.hook_in")
+    normalised = host.mlp_map(layer)  # refuses a gated MLP, whichever the hook
     if hook_name == own:
-        return InputSite(hook_name, host.mlp_map(layer), ())
+        return InputSite(hook_name, normalised, ())
     if hook_name in multiplied:
         return InputSite(hook_name, host.mlp_weights(layer), ())
     if hook_name in stream:
         frozen = (f"layer {layer}'s MLP norm's denominator",) if norm.exists else ()
-        return InputSite(hook_name, host.mlp_map(layer), frozen)
+        return InputSite(hook_name, normalised, frozen)
     raise ValueError(_refusal("input", layer, hook_name, [own, *sorted(multiplied | stream)]))
 
 
