@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from tl_bilinear.decompositions import SingularDecomposition as SingularDecomposition
     from tl_bilinear.decompositions import eigendecompose as eigendecompose
     from tl_bilinear.decompositions import singular_decompose as singular_decompose
-    from tl_bilinear.gaussian import gaussian_inner as gaussian_inner
-    from tl_bilinear.gaussian import sphere_inner as sphere_inner
     from tl_bilinear.dictionary import Dictionary as Dictionary
     from tl_bilinear.features import Interactions as Interactions
     from tl_bilinear.features import interactions as interactions
+    from tl_bilinear.gaussian import gaussian_inner as gaussian_inner
+    from tl_bilinear.gaussian import sphere_inner as sphere_inner
     from tl_bilinear.hosts import adopt_ as adopt_
     from tl_bilinear.hosts import get_host as get_host
     from tl_bilinear.hosts.freezing import freeze_gates_ as freeze_gates_
