@@ -17,9 +17,24 @@ if TYPE_CHECKING:
     from tl_bilinear.checkpoints import save_pretrained as save_pretrained
     from tl_bilinear.checkpoints.public_names import register as register
     from tl_bilinear.conversion import bilinearize as bilinearize
+    from tl_bilinear.decompositions import HOSVD as HOSVD
+    from tl_bilinear.decompositions import CPDecomposition as CPDecomposition
+    from tl_bilinear.decompositions import DifferenceModes as DifferenceModes
     from tl_bilinear.decompositions import Eigendecomposition as Eigendecomposition
     from tl_bilinear.decompositions import Mode as Mode
+    from tl_bilinear.decompositions import Reconstruction as Reconstruction
+    from tl_bilinear.decompositions import SharedSubspace as SharedSubspace
+    from tl_bilinear.decompositions import SimilarityMatrix as SimilarityMatrix
+    from tl_bilinear.decompositions import TensorSimilarity as TensorSimilarity
+    from tl_bilinear.decompositions import cp_decompose as cp_decompose
+    from tl_bilinear.decompositions import difference_modes as difference_modes
     from tl_bilinear.decompositions import eigendecompose as eigendecompose
+    from tl_bilinear.decompositions import hosvd as hosvd
+    from tl_bilinear.decompositions import pair_squares as pair_squares
+    from tl_bilinear.decompositions import reconstruct as reconstruct
+    from tl_bilinear.decompositions import shared_subspace as shared_subspace
+    from tl_bilinear.decompositions import similarity_matrix as similarity_matrix
+    from tl_bilinear.decompositions import tensor_similarity as tensor_similarity
     from tl_bilinear.hosts import adopt_ as adopt_
     from tl_bilinear.hosts import get_host as get_host
     from tl_bilinear.hosts.freezing import freeze_gates_ as freeze_gates_
@@ -53,6 +68,21 @@ _ROOMS = {
     "attribute_modes": "attribution",
     "attribute_components": "attribution",
     "ablate": "ablation",
+    "hosvd": "decompositions",
+    "HOSVD": "decompositions",
+    "cp_decompose": "decompositions",
+    "pair_squares": "decompositions",
+    "CPDecomposition": "decompositions",
+    "tensor_similarity": "decompositions",
+    "similarity_matrix": "decompositions",
+    "TensorSimilarity": "decompositions",
+    "SimilarityMatrix": "decompositions",
+    "difference_modes": "decompositions",
+    "DifferenceModes": "decompositions",
+    "shared_subspace": "decompositions",
+    "SharedSubspace": "decompositions",
+    "reconstruct": "decompositions",
+    "Reconstruction": "decompositions",
 }
 
 _FOLDERS = (
@@ -89,6 +119,21 @@ __all__ = [
     "attribute_components",
     "ablate",
     "__version__",
+    "hosvd",
+    "HOSVD",
+    "cp_decompose",
+    "pair_squares",
+    "CPDecomposition",
+    "tensor_similarity",
+    "similarity_matrix",
+    "TensorSimilarity",
+    "SimilarityMatrix",
+    "difference_modes",
+    "DifferenceModes",
+    "shared_subspace",
+    "SharedSubspace",
+    "reconstruct",
+    "Reconstruction",
 ]
 
 
