@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tl_bilinear.tensor import BilinearTensor
 
-BLOCK = 512
+BLOCK = 256
 # Slices are exact to rounding of the tensors, Grams to its square root: below this many operations
 # (well under a second) the slices are taken whatever they cost beside the Gram.
 _CHEAP = 4e9
