@@ -34,7 +34,7 @@ def compare(
     for warm_up in (baseline, contender):
         warm_up()
     times = [
-        (_cpu(baseline, calls), _cpu(contender, calls), _cpu(baseline, calls))
+        (cpu_seconds(baseline, calls), cpu_seconds(contender, calls), cpu_seconds(baseline, calls))
         for _ in range(rounds)
     ]
     noise = statistics.quantiles([again / first for first, _, again in times], n=4)
@@ -44,19 +44,20 @@ def compare(
         contender=1e3 * statistics.median(second for _, second, _ in times),
         ratio=statistics.median(2 * b / (a + c) for a, b, c in times),
         noise=(noise[0], noise[2]),
-        baseline_mib=_peak(baseline),
-        contender_mib=_peak(contender),
+        baseline_mib=peak_mib(baseline),
+        contender_mib=peak_mib(contender),
     )
 
 
-def _cpu(run: Callable[[], object], calls: int) -> float:
+def cpu_seconds(run: Callable[[], object], calls: int) -> float:
+    """Of one call, averaged over `calls`."""
     start = time.process_time()
     for _ in range(calls):
         run()
     return (time.process_time() - start) / calls
 
 
-def _peak(run: Callable[[], object]) -> float:
+def peak_mib(run: Callable[[], object]) -> float:
     """MiB by which one call raises the peak of a forked process."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)

@@ -8,13 +8,27 @@ SIZES = st.integers(1, 5)
 
 @st.composite
 def tensors(draw, same_legs: bool = True, d_out: int | None = None, d_in: int | None = None):
-    """A float64 BilinearTensor with sizes 1 to 5 and standard normal factors."""
+    """A float64 BilinearTensor with sizes 1 to 5 and standard normal factors.
+
+    Without `same_legs` it reads two inputs, which may be of one size.
+    """
     from tl_bilinear import BilinearTensor
 
     left = d_in or draw(SIZES)
     right = left if same_legs else draw(SIZES)
     out, rank = d_out or draw(SIZES), draw(SIZES)
-    return BilinearTensor(*(normal(draw, size, rank) for size in (left, right, out)))
+    factors = (normal(draw, size, rank) for size in (left, right, out))
+    return BilinearTensor(*factors, shared_input=same_legs)
+
+
+@st.composite
+def maps(draw, same_legs: bool = True, d_out: int | None = None, d_in: int | None = None):
+    """A float64 QuadraticMap with standard normal biases."""
+    from tl_bilinear import QuadraticMap
+
+    tensor = draw(tensors(same_legs, d_out, d_in))
+    biases = (normal(draw, size) for size in (tensor.rank, tensor.rank, tensor.d_out))
+    return QuadraticMap(tensor, *biases)
 
 
 def normal(draw, *shape: int) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """HOSVD: every mode against the SVD of the dense unfolding, small values, truncation, blocks."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -83,7 +85,7 @@ def test_legs_of_different_sizes_need_no_saying():
     assert (found.left.modes.shape, found.right.modes.shape) == ((3, 3), (6, 6))
     with pytest.raises(ValueError, match="decomposed apart, as different spaces"):
         _ = found.input_modes
-    with pytest.raises(ValueError, match="`symmetrized=True` needs legs that read one space"):
+    with pytest.raises(ValueError, match="`symmetrized=True` needs legs that read one input"):
         hosvd(tensor, symmetrized=True)
 
 
@@ -283,3 +285,17 @@ def test_the_input_gram_is_the_same_by_slices_and_over_the_rank(data):
         few = BilinearTensor(*(f.repeat(1, 6) for f in (few.left, few.right, few.out)))
         matrix = symmetric_dense(few)[0]
         close(gram.input_gram(few), matrix @ matrix)
+
+
+def test_legs_of_two_inputs_of_one_size_are_decomposed_apart():
+    tensor = replace(random_tensor(4, 5, 20), shared_input=False)
+    found = hosvd(tensor, 3, (4, 2))
+    assert not found.symmetrized and not found.to_tensor().shared_input
+    dense = tensor.to_dense()
+    for modes, leg in ((found.left.modes, 1), (found.right.modes, 2)):
+        unfolded = dense.movedim(leg, 0).flatten(1)
+        vectors = torch.linalg.svd(unfolded, full_matrices=False).U[:, : len(modes)]
+        torch.testing.assert_close(
+            (vectors.T @ modes.T).abs().diagonal(), torch.ones(len(modes)).double()
+        )
+    torch.testing.assert_close((dense - found.to_tensor().to_dense()).norm(), found.error)

@@ -26,11 +26,11 @@ LAYERS = (
     ("checkpoints", "optimisation"),
     ("hosts",),
     ("decompositions",),
-    ("tensor", "quadratic_map", "frozen_map"),
+    ("tensor", "quadratic_map", "frozen_map", "gaussian"),
     ("results",),
 )
 SIBLINGS = {"attribution", "circuits", "ablation", "conversion", "training"}
-VIEWS_MAY_IMPORT = {"views", "decompositions", "tensor", "quadratic_map", "results"}
+VIEWS_MAY_IMPORT = {"views", "decompositions", "tensor", "quadratic_map", "gaussian", "results"}
 ONLY_IN = {
     "transformer_lens": {"hosts"},
     "transformers": {"checkpoints", "conversion", "training"},

@@ -41,6 +41,7 @@ def test_operations_equal_their_dense_twins(data):
         normal(data.draw, a.d_left, 2),
         normal(data.draw, a.d_right, 2),
         normal(data.draw, a.d_out, 2),
+        shared_input=False,
     )
     dense_a, dense_b = a.to_dense(), b.to_dense()
     matrix = normal(data.draw, 3, a.d_out)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tl_bilinear.decompositions import Reconstruction as Reconstruction
     from tl_bilinear.decompositions import SharedSubspace as SharedSubspace
     from tl_bilinear.decompositions import SimilarityMatrix as SimilarityMatrix
+    from tl_bilinear.decompositions import SingularDecomposition as SingularDecomposition
     from tl_bilinear.decompositions import TensorSimilarity as TensorSimilarity
     from tl_bilinear.decompositions import cp_decompose as cp_decompose
     from tl_bilinear.decompositions import difference_modes as difference_modes
@@ -34,7 +35,10 @@ if TYPE_CHECKING:
     from tl_bilinear.decompositions import reconstruct as reconstruct
     from tl_bilinear.decompositions import shared_subspace as shared_subspace
     from tl_bilinear.decompositions import similarity_matrix as similarity_matrix
+    from tl_bilinear.decompositions import singular_decompose as singular_decompose
     from tl_bilinear.decompositions import tensor_similarity as tensor_similarity
+    from tl_bilinear.gaussian import gaussian_inner as gaussian_inner
+    from tl_bilinear.gaussian import sphere_inner as sphere_inner
     from tl_bilinear.hosts import adopt_ as adopt_
     from tl_bilinear.hosts import get_host as get_host
     from tl_bilinear.hosts.freezing import freeze_gates_ as freeze_gates_
@@ -50,9 +54,13 @@ __version__ = version("tl_bilinear")
 _ROOMS = {
     "BilinearTensor": "tensor",
     "QuadraticMap": "quadratic_map",
+    "gaussian_inner": "gaussian",
+    "sphere_inner": "gaussian",
     "Eigendecomposition": "decompositions",
     "Mode": "decompositions",
     "eigendecompose": "decompositions",
+    "SingularDecomposition": "decompositions",
+    "singular_decompose": "decompositions",
     "register": "checkpoints.public_names",
     "adopt_": "hosts",
     "get_host": "hosts",
@@ -100,9 +108,13 @@ _FOLDERS = (
 __all__ = [
     "BilinearTensor",
     "QuadraticMap",
+    "gaussian_inner",
+    "sphere_inner",
     "Eigendecomposition",
     "Mode",
     "eigendecompose",
+    "SingularDecomposition",
+    "singular_decompose",
     "register",
     "adopt_",
     "get_host",

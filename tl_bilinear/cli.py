@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,6 +104,71 @@ def models() -> None:
             assert folder is not None
             table.add_row(name, *_model_row(folder))
     Console().print(table)
+
+
+@app.command()
+def convert(
+    model: Annotated[str, typer.Argument(help="A bundled gated model or a transformers folder.")],
+    text: Annotated[
+        Path, typer.Option("--text", help="Documents between <|endoftext|>, or paragraphs.")
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="A new folder; the run is kept in OUTPUT.run.")
+    ],
+    held_out: Annotated[
+        Path | None,
+        typer.Option("--held-out", help="A text to evaluate on; else a twentieth of --text."),
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", help="Optimizer steps.")] = 3000,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Windows per step.")] = 16,
+    window: Annotated[int, typer.Option("--window", help="Tokens per window.")] = 256,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", help="The peak.")] = 2e-3,
+    schedule: Annotated[
+        str,
+        typer.Option(
+            "--schedule",
+            help="How beta falls: linear, cosine, exponential, logistic, smootherstep, abrupt.",
+        ),
+    ] = "linear",
+    anneal_fraction: Annotated[
+        float, typer.Option("--anneal-fraction", help="Share of the steps over which it falls.")
+    ] = 0.3,
+    kl_weight: Annotated[
+        float, typer.Option("--kl-weight", help="Of the divergence from the unconverted model.")
+    ] = 1.0,
+    next_token_weight: Annotated[
+        float, typer.Option("--next-token-weight", help="Of the next-token loss.")
+    ] = 0.0,
+    learned_scale: Annotated[
+        bool, typer.Option("--learned-scale", help="Train a factor for every neuron.")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Chooses the windows.")] = 0,
+) -> None:
+    """Make a gated (SwiGLU, GeGLU) model bilinear; the same command resumes a stopped run."""
+    with _errors_in_one_line():
+        from tl_bilinear.conversion import DistillationConfig
+        from tl_bilinear.conversion.convert import convert_folder
+
+        config = DistillationConfig(
+            n_steps=steps,
+            batch_size=batch_size,
+            window=window,
+            learning_rate=learning_rate,
+            warmup_steps=min(50, steps),
+            schedule=schedule,
+            anneal_fraction=anneal_fraction,
+            kl_weight=kl_weight,
+            next_token_weight=next_token_weight,
+            learned_scale=learned_scale,
+            seed=seed,
+        )
+        command = f"tl-bilinear {shlex.join(sys.argv[1:])}"
+        losses = convert_folder(model, text, output, config, held_out=held_out, command=command)
+    table = Table("held-out text", "nats per token", "bits per byte", box=SIMPLE)
+    for name, loss in losses.items():
+        table.add_row(name, f"{loss.nats_per_token:.4f}", f"{loss.bits_per_byte:.4f}")
+    Console().print(table)
+    typer.echo(f"model: {output}")
 
 
 def _model_row(folder: Path) -> list[str]:

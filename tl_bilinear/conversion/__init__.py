@@ -6,6 +6,7 @@ from tl_bilinear.conversion.annealing import (
     fold_gate_,
     set_beta_,
 )
+from tl_bilinear.conversion.callback import AnnealGates, finish_folder
 from tl_bilinear.conversion.distillation import (
     DistillationConfig,
     Losses,
@@ -18,6 +19,7 @@ from tl_bilinear.conversion.sampling import SampledStories, sample_batch, sample
 from tl_bilinear.conversion.schedules import SCHEDULES, beta_at
 
 __all__ = [
+    "AnnealGates",
     "AnnealedGate",
     "DistillationConfig",
     "GatedMLP",
@@ -28,6 +30,7 @@ __all__ = [
     "beta_at",
     "bilinearize",
     "distillation_losses",
+    "finish_folder",
     "fold_gate_",
     "gate_activation",
     "gated_mlps",

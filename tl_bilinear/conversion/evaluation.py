@@ -61,14 +61,17 @@ def read_stories(path: str | Path) -> list[str]:
 
 
 def encode_stories(tokenizer, stories: list[str]) -> list[list[int]]:
-    """Tokenize each story behind one beginning-of-text token.
+    """Tokenize each story behind one beginning-of-text token, or end-of-text where there is none.
 
     Raises:
-        ValueError: where the tokenizer has no beginning-of-text token.
+        ValueError: where the tokenizer has neither.
     """
     start = tokenizer.bos_token_id
+    start = tokenizer.eos_token_id if start is None else start
     if start is None:
-        raise ValueError("the tokenizer has no bos_token, and every story begins with it.")
+        raise ValueError(
+            "the tokenizer has neither bos_token nor eos_token, and every story begins with one."
+        )
     encoded = tokenizer(stories, add_special_tokens=False)["input_ids"] if stories else []
     return [[start, *tokens] for tokens in encoded]
 

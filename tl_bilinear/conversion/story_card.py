@@ -1,14 +1,12 @@
 """The model card of `stories-5l`: what was done, with which command, and what came out."""
 
 import json
-import os
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import transformers
 
+from tl_bilinear.conversion.card import curve_table, loss_table, machine
 from tl_bilinear.conversion.distillation import DistillationConfig
 from tl_bilinear.conversion.evaluation import Evaluation
 from tl_bilinear.optimisation.files import sha256_of_file
@@ -46,46 +44,6 @@ class StoryCard:
                 moved = {"step": line["step"] + steps, "seconds": line["seconds"] + seconds}
                 lines.append({**line, **moved})
         return lines
-
-
-def machine() -> str:
-    """Return this machine's processor, core count and library versions in one line."""
-    processor = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [s.split(":", 1)[1] for s in info.read_text().splitlines() if "model name" in s]
-        processor = names[0].strip() if names else processor
-    return (
-        f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}, transformers {transformers.__version__}"
-    )
-
-
-def loss_table(losses: dict[str, dict[str, Evaluation]]) -> str:
-    """Return the losses as a Markdown table, one row per text and model."""
-    lines = [
-        "| text | model | nats per token | bits per byte | tokens | stories |",
-        "|---|---|---|---|---|---|",
-    ]
-    for text, by_model in losses.items():
-        for name, e in by_model.items():
-            lines.append(
-                f"| {text} | {name} | {e.nats_per_token:.4f} | {e.bits_per_byte:.4f} "
-                f"| {e.n_tokens} | {e.n_stories} |"
-            )
-    return "\n".join(lines)
-
-
-def curve_table(metrics: list[dict], texts: list[str]) -> str:
-    """Return the losses on held-out text while training, as a Markdown table."""
-    texts = [text for text in texts if any(text in m for m in metrics)]
-    lines = ["| steps | beta | KL (training) | " + " | ".join(texts) + " |"]
-    lines.append("|---" * (3 + len(texts)) + "|")
-    for m in metrics:
-        if all(text in m for text in texts):
-            cells = " | ".join(f"{m[text]:.4f}" for text in texts)
-            lines.append(f"| {m['step'] + 1} | {m['beta']:.2f} | {m['kl']:.4f} | {cells} |")
-    return "\n".join(lines)
 
 
 def build_command(card: StoryCard) -> str:

@@ -16,5 +16,8 @@ from tl_bilinear.decompositions.similarity import SimilarityMatrix as Similarity
 from tl_bilinear.decompositions.similarity import TensorSimilarity as TensorSimilarity
 from tl_bilinear.decompositions.similarity import similarity_matrix as similarity_matrix
 from tl_bilinear.decompositions.similarity import tensor_similarity as tensor_similarity
+from tl_bilinear.decompositions.singular import SingularDecomposition as SingularDecomposition
+from tl_bilinear.decompositions.singular import singular_decompose as singular_decompose
+from tl_bilinear.decompositions.spectrum import Subspace as Subspace
 from tl_bilinear.decompositions.subspace import SharedSubspace as SharedSubspace
 from tl_bilinear.decompositions.subspace import shared_subspace as shared_subspace

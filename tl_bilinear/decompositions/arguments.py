@@ -40,15 +40,14 @@ def require_count(k: int, most: int, name: str, what: str) -> None:
 
 
 def reads_one_space(tensor: BilinearTensor, symmetrized: bool | None) -> bool:
-    """Whether the symmetric part is meant: by default where both legs have one size.
+    """Whether the symmetric part is meant: by default where both legs read one input.
 
     Raises:
-        ValueError: `symmetrized=True` for legs of different sizes.
+        ValueError: `symmetrized=True` for legs of two inputs.
     """
-    same = tensor.d_left == tensor.d_right
-    if symmetrized and not same:
+    if symmetrized and not tensor.shared_input:
         raise ValueError(
-            f"`symmetrized=True` needs legs that read one space, got d_left {tensor.d_left} and "
-            f"d_right {tensor.d_right}"
+            "`symmetrized=True` needs legs that read one input, got a tensor of two (d_left "
+            f"{tensor.d_left}, d_right {tensor.d_right})"
         )
-    return same if symmetrized is None else symmetrized
+    return bool(tensor.shared_input) if symmetrized is None else symmetrized

@@ -30,10 +30,12 @@ def compress(tensor: BilinearTensor, symmetric: bool) -> Compressed:
     if not symmetric:
         left, left_basis = _reduced(tensor.left)
         right, right_basis = _reduced(tensor.right)
-        return Compressed(BilinearTensor(left, right, out), out_basis, left_basis, right_basis)
+        return Compressed(
+            BilinearTensor(left, right, out, shared_input=False), out_basis, left_basis, right_basis
+        )
     legs, basis = _reduced(torch.cat([tensor.left, tensor.right], 1))
     left, right = legs[:, : tensor.rank], legs[:, tensor.rank :]
-    return Compressed(BilinearTensor(left, right, out), out_basis, basis, basis)
+    return Compressed(BilinearTensor(left, right, out, shared_input=True), out_basis, basis, basis)
 
 
 def expand(rows: Float[Tensor, "k n"], basis: Float[Tensor, "d n"] | None) -> Float[Tensor, "k d"]:

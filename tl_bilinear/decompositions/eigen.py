@@ -10,93 +10,21 @@ function up to a constant: `gauge="traceless"` takes out a = tr Q / d. A spectru
 comparable within one gauge, so a result carries the name of its own.
 """
 
-from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_bilinear.decompositions.directions import check_directions, is_finite, not_finite
+from tl_bilinear.decompositions.eigendecomposition import Eigendecomposition as Eigendecomposition
+from tl_bilinear.decompositions.eigendecomposition import Gauge as Gauge
+from tl_bilinear.decompositions.eigensolvers import Eigenproblem, Pairs, solve, solve_largest
 from tl_bilinear.tensor import BilinearTensor
 
-Gauge = Literal["none", "traceless"]
+Method = Literal["auto", "eigh", "krylov"]
 
-
-@dataclass(frozen=True, eq=False)
-class Eigendecomposition:
-    """Eigenpairs of Q(u), for one direction or a batch of them."""
-
-    eigenvalues: Float[Tensor, "*batch k"]
-    eigenvectors: Float[Tensor, "*batch k d_in"]
-    """Orthonormal rows."""
-    direction: Float[Tensor, "*batch d_out"]
-    gauge: Gauge
-    trace_shift: Float[Tensor, "*batch"]
-    """a, the multiple of the identity that the gauge took out of Q; zero without a gauge."""
-    error: Float[Tensor, "*batch"]
-    """Frobenius norm of what the kept pairs leave out; 0 where all are kept."""
-
-    @property
-    def norm(self) -> Float[Tensor, "*batch"]:
-        """Frobenius norm of the whole decomposed matrix, kept pairs or not."""
-        return (self.error**2 + self.eigenvalues.square().sum(-1)).sqrt()
-
-    def activations(self, x: Float[Tensor, "*points d_in"]) -> Float[Tensor, "*points k"]:
-        """v_k . x for every kept pair; for a single direction."""
-        self._require_single("activations")
-        return x @ self.eigenvectors.mT
-
-    def contributions(self, x: Float[Tensor, "*points d_in"]) -> Float[Tensor, "*points k"]:
-        """lambda_k (v_k . x)^2 for every kept pair; for a single direction."""
-        return self.eigenvalues * self.activations(x) ** 2
-
-    def truncate(self, k: int) -> "Eigendecomposition":
-        """The k pairs of largest |lambda|."""
-        kept = self.eigenvalues.shape[-1]
-        if not 1 <= k <= kept:
-            raise ValueError(f"`k` must be between 1 and the {kept} pairs kept here, got {k}")
-        return replace(
-            self,
-            eigenvalues=self.eigenvalues[..., :k],
-            eigenvectors=self.eigenvectors[..., :k, :],
-            error=(self.error**2 + self.eigenvalues[..., k:].square().sum(-1)).sqrt(),
-        )
-
-    def to_tensor(self) -> BilinearTensor:
-        """The kept part as a tensor with one output, u . B(x), the gauge's part put back."""
-        self._require_single("to_tensor")
-        legs, weights = self.eigenvectors.mT, self.eigenvalues
-        if self.gauge == "traceless":
-            identity = torch.eye(legs.shape[0], dtype=legs.dtype, device=legs.device)
-            legs = torch.cat([legs, identity], dim=1)
-            weights = torch.cat([weights, self.trace_shift.expand(identity.shape[0])])
-        return BilinearTensor(left=legs, right=legs, out=weights[None])
-
-    def degenerate_groups(self, rtol: float = 1e-6) -> tuple[tuple[int, ...], ...]:
-        """Indices of kept pairs whose eigenvalues agree within `rtol` of the largest.
-
-        The vectors inside such a group are arbitrary: only the subspace means something.
-        """
-        self._require_single("degenerate_groups")
-        values = self.eigenvalues.tolist()
-        if not values:
-            return ()
-        scale = max(abs(value) for value in values)
-        order = sorted(range(len(values)), key=lambda index: values[index])
-        groups: list[list[int]] = [[order[0]]]
-        for before, index in zip(order, order[1:], strict=False):
-            if values[index] - values[before] <= rtol * scale:
-                groups[-1].append(index)
-            else:
-                groups.append([index])
-        return tuple(tuple(sorted(group)) for group in groups if len(group) > 1)
-
-    def _require_single(self, what: str) -> None:
-        if self.eigenvalues.ndim != 1:
-            raise ValueError(
-                f"`{what}` is for a single direction; this result holds a batch of shape "
-                f"{tuple(self.eigenvalues.shape[:-1])}: decompose one direction"
-            )
+WORK_BYTES = 2**28
 
 
 def eigendecompose(
@@ -105,53 +33,117 @@ def eigendecompose(
     k: int | None = None,
     *,
     gauge: Gauge = "none",
+    method: Method = "auto",
+    dtype: torch.dtype = torch.float64,
+    tolerance: float | None = None,
+    work_bytes: int = WORK_BYTES,
 ) -> Eigendecomposition:
-    """Eigenpairs of Q(u) by |lambda|. O(rank d^2 + d^3) per direction, in float64.
+    """Eigenpairs of Q(u) by |lambda|.
+
+    "eigh" computes all eigenvalues: O(rank d^2 + d^3) per direction, or O(rank^3 + rank d k)
+    after one QR decomposition for all directions where 4 rank <= d. "krylov" computes k pairs by a
+    block Krylov method, O(rank d) per product, with their residuals; it is quick where the
+    |lambda| fall off, and slow where there is no gap. "auto" takes Krylov where it promises to be
+    cheaper, gives it up for eigh where it does not converge, and says so in `.method`.
+
+    Beyond the factors and the result itself, memory is the larger of `work_bytes` and what one
+    direction needs, about 8 d^2 numbers: directions are worked on in chunks.
 
     Args:
-        tensor: both legs must read one space.
+        tensor: both legs must read one input.
         u: output directions; they need not be normalised (lambda scales with u).
         k: how many pairs to keep; all d_in where it is None.
         gauge: "none" decomposes Q as it stands, "traceless" decomposes Q - (tr Q / d) I.
+        dtype: of the computation, float64 or float32; the result has the tensor's.
+        tolerance: of the Krylov method: residuals in units of their own |lambda|. By default 1e-8
+            for a float64 tensor in float64 and 1e-5 else; the eigenvalue's error is about its
+            square. Below what rounding allows nothing converges and eigh takes over.
+        work_bytes: memory that chunks of directions may take.
+
+    Gradients flow through "eigh", which "auto" takes where they are asked for.
 
     Raises:
-        ValueError: a wrong shape of `u`, numbers that are not finite, `k` out of range, an
-            unknown gauge, or legs that read different spaces.
+        ValueError: a wrong shape of `u`, a direction that is zero, numbers that are not finite,
+            `k` out of range, an unknown option, or legs that read different inputs.
     """
-    d_in = tensor.d_in
-    if u.shape[-1:] != (tensor.d_out,):
+    _check(tensor, u, k, gauge, method, dtype, tolerance)
+    wants_gradient = torch.is_grad_enabled() and any(
+        each.requires_grad for each in (tensor.left, tensor.right, tensor.out, u)
+    )
+    if wants_gradient and method == "krylov":
         raise ValueError(
-            f"`u` must have {tensor.d_out} entries on its last axis (d_out of the tensor), "
-            f"got shape {tuple(u.shape)}"
+            'gradients flow through `method="eigh"` only: use it, or decompose in torch.no_grad()'
         )
-    if k is not None and not 1 <= k <= d_in:
-        raise ValueError(f"`k` must be between 1 and d_in = {d_in}, got {k}")
+    batch = u.shape[:-1]
+    directions = u.to(tensor.device, dtype).reshape(-1, tensor.d_out)
+    problem = Eigenproblem(
+        tensor=tensor,
+        weights=directions @ tensor.out.to(dtype),
+        gauge=gauge,
+        work_bytes=work_bytes,
+        differentiable=wants_gradient,
+    )
+    if not is_finite(problem.weights):
+        raise not_finite()
+    if tolerance is None:
+        exact = tensor.dtype == dtype == torch.float64
+        tolerance = 1e-8 if exact else 1e-5
+    if method == "eigh" or wants_gradient or k is None:
+        pairs = solve(problem, tensor.d_in if k is None else k)
+        if method == "krylov":
+            pairs = pairs.named("eigh (all pairs were asked for: `k` is None)")
+    else:
+        pairs = solve_largest(problem, k, tolerance, must=method == "krylov")
+    return _result(tensor, u, gauge, problem, pairs, batch)
+
+
+def _result(
+    tensor: BilinearTensor,
+    u: Tensor,
+    gauge: Gauge,
+    problem: Eigenproblem,
+    pairs: Pairs,
+    batch: torch.Size,
+) -> Eigendecomposition:
+    if not is_finite(pairs.values):
+        raise not_finite()
+    dtype = tensor.dtype
+    largest = pairs.vectors.gather(-1, pairs.vectors.abs().argmax(-1, keepdim=True))
+    vectors = pairs.vectors * torch.where(largest < 0, -1.0, 1.0)
+    count = pairs.values.shape[-1]
+    return Eigendecomposition(
+        eigenvalues=pairs.values.to(dtype).reshape(*batch, count),
+        eigenvectors=vectors.to(dtype).reshape(*batch, count, tensor.d_in),
+        direction=u.to(tensor.device, dtype),
+        gauge=gauge,
+        trace_shift=problem.shift.to(dtype).reshape(batch),
+        residuals=pairs.residuals.to(dtype).reshape(*batch, count),
+        by_eigh=pairs.by_eigh.reshape(batch),
+        method=pairs.method,
+        left_out=lambda: pairs.left_out(problem).reshape(batch),
+    )
+
+
+def _check(
+    tensor: BilinearTensor,
+    u: Tensor,
+    k: int | None,
+    gauge: str,
+    method: str,
+    dtype: torch.dtype,
+    tolerance: float | None,
+) -> None:
+    if not tensor.shared_input:
+        raise ValueError(
+            f"this tensor reads two different spaces (left {tensor.d_left}, right "
+            f"{tensor.d_right}), so Q(u) has no eigenvectors: use singular_decompose"
+        )
+    check_directions(tensor, u, dtype)
+    if k is not None and not 1 <= k <= tensor.d_in:
+        raise ValueError(f"`k` must be between 1 and d_in = {tensor.d_in}, got {k}")
     if gauge not in ("none", "traceless"):
         raise ValueError(f'`gauge` must be "none" or "traceless", got {gauge!r}')
-    matrix = tensor.to(torch.float64).interaction_matrix(u.to(tensor.out.device, torch.float64))
-    if not torch.isfinite(matrix).all():
-        raise ValueError(
-            "the interaction matrix has entries that are not finite: look for NaN or infinite "
-            "weights, or a direction that is not finite"
-        )
-    shift = torch.zeros(matrix.shape[:-2], dtype=matrix.dtype, device=matrix.device)
-    if gauge == "traceless":
-        shift = matrix.diagonal(dim1=-2, dim2=-1).mean(-1)
-        identity = torch.eye(d_in, dtype=matrix.dtype, device=matrix.device)
-        matrix = matrix - shift[..., None, None] * identity
-    values, columns = torch.linalg.eigh(matrix)
-    order = values.abs().argsort(dim=-1, descending=True, stable=True)
-    dropped = values.gather(-1, order)[..., d_in if k is None else k :]
-    order = order[..., :k]
-    vectors = columns.mT.gather(-2, order[..., None].expand(*order.shape, d_in))
-    largest = vectors.gather(-1, vectors.abs().argmax(-1, keepdim=True))
-    vectors = vectors * torch.where(largest < 0, -1.0, 1.0)
-    dtype = tensor.out.dtype
-    return Eigendecomposition(
-        eigenvalues=values.gather(-1, order).to(dtype),
-        eigenvectors=vectors.to(dtype),
-        direction=u.to(tensor.out.device, dtype),
-        gauge=gauge,
-        trace_shift=shift.to(dtype),
-        error=dropped.square().sum(-1).sqrt().to(dtype),
-    )
+    if method not in ("auto", "eigh", "krylov"):
+        raise ValueError(f'`method` must be "auto", "eigh" or "krylov", got {method!r}')
+    if tolerance is not None and not 0 < tolerance < 1:
+        raise ValueError(f"`tolerance` must be between 0 and 1, got {tolerance}")

@@ -77,6 +77,7 @@ class HOSVD:
             left=self.left.modes @ self.tensor.left,
             right=self.right.modes @ self.tensor.right,
             out=self.output.modes @ self.tensor.out,
+            shared_input=self.symmetrized,
         )
 
     def to_tensor(self) -> BilinearTensor:
@@ -89,6 +90,7 @@ class HOSVD:
             left=self.left.modes.T @ core.left,
             right=self.right.modes.T @ core.right,
             out=self.output.modes.T @ core.out,
+            shared_input=self.symmetrized,
         )
 
     def truncate(self, k: int | None = None, k_in: InputCount = None) -> "HOSVD":
@@ -127,7 +129,7 @@ class HOSVD:
         if not self.symmetrized:
             raise ValueError(
                 "left and right inputs were decomposed apart, as different spaces: use `left` and "
-                "`right`, and torch.linalg.svd of tensor.interaction_matrix(output mode)"
+                "`right`, and singular_decompose(tensor, output mode)"
             )
         return self.left
 
@@ -149,21 +151,23 @@ def hosvd(
     at O(rank d^3 + d^4). Below d, the rank is the size of the eigenproblems. Not differentiable.
 
     Args:
-        tensor: its symmetric part is decomposed where both legs read one space.
+        tensor: its symmetric part is decomposed where both legs read one input.
         k: output modes to keep; None keeps all.
         k_in: input modes to keep, one number or (left, right) for different spaces.
         small: how small singular values are treated, "bound" or "qr".
-        symmetrized: False for legs of one size that read different things (a composed path).
+        symmetrized: False decomposes the tensor as it stands; that is the default where its legs
+            read two inputs (`shared_input`).
         dtype: of the matrix products; float32 halves their time at the price of precision. Sums
             over blocks and eigenproblems are in float64 always.
 
     Raises:
         ValueError: rank 0, numbers that are not finite, `k` or `k_in` out of range, an unknown
-            `small`, `symmetrized=True` for legs of different sizes, or a dtype that is neither
+            `small`, `symmetrized=True` for legs of two inputs, or a dtype that is neither
             float32 nor float64.
     """
     require_sound(tensor)
     symmetric = reads_one_space(tensor, symmetrized)
+    tensor = replace(tensor, shared_input=symmetric)
     if small not in ("bound", "qr"):
         raise ValueError(f'`small` must be "bound" or "qr", got {small!r}')
     if dtype not in (torch.float32, torch.float64):
@@ -215,9 +219,9 @@ def _error(
     dtype = tensor.out.dtype
     kept = tensor.contract_out(output.modes.to(dtype))
     rows, columns = left.modes.to(dtype), right.modes.to(dtype)
-    core = BilinearTensor(rows @ kept.left, columns @ kept.right, kept.out)
+    core = replace(kept, left=rows @ kept.left, right=columns @ kept.right)
     if slices_are_cheap(kept):
-        projected = BilinearTensor(rows.T @ core.left, columns.T @ core.right, kept.out)
+        projected = replace(kept, left=rows.T @ core.left, right=columns.T @ core.right)
         lost = distance(kept, projected, symmetric) ** 2
     else:
         lost = output.singular_values.double().square().sum()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tl_bilinear.decompositions.arguments import require_count
 from tl_bilinear.decompositions.compression import expand
-from tl_bilinear.decompositions.degeneracy import groups_of_equals
+from tl_bilinear.decompositions.spectrum import degenerate_groups
 from tl_bilinear.decompositions.unfolding_qr import unfolding_svd
 from tl_bilinear.tensor import BilinearTensor
 
@@ -57,7 +57,7 @@ class ModeSpectrum:
 
     def degenerate_groups(self, rtol: float = 1e-6) -> tuple[tuple[int, ...], ...]:
         """Indices of equal singular values: their modes are arbitrary, their span is not."""
-        return groups_of_equals(self.singular_values, rtol)
+        return degenerate_groups(self.singular_values, rtol)
 
     def subspaces(self, rtol: float = 1e-6) -> tuple[Float[Tensor, "n size"], ...]:
         """An orthonormal basis (rows) of the span of every degenerate group."""

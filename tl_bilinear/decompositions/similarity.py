@@ -85,7 +85,7 @@ def tensor_similarity(
         inner: "frobenius" or "gaussian".
         gauge: "traceless" takes tr Q / d times the identity out of every output's matrix first.
         symmetrized: False compares tensors of two inputs as they stand; that is the default where
-            the legs differ in size.
+            the legs read two (`shared_input`).
         dtype: of the matrix products; sums of blocks are in float64 always.
 
     Raises:

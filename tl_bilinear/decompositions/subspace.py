@@ -15,7 +15,6 @@ from tl_bilinear.decompositions.arguments import (
     require_directions,
     require_sound,
 )
-from tl_bilinear.decompositions.degeneracy import groups_of_equals
 from tl_bilinear.decompositions.gram import (
     blocks,
     distance,
@@ -23,6 +22,7 @@ from tl_bilinear.decompositions.gram import (
     input_gram,
     slices_are_cheap,
 )
+from tl_bilinear.decompositions.spectrum import degenerate_groups
 from tl_bilinear.tensor import BilinearTensor
 
 _DIRECTIONS_AT_ONCE = 16
@@ -61,7 +61,7 @@ class SharedSubspace:
 
     def degenerate_groups(self, rtol: float = 1e-6) -> tuple[tuple[int, ...], ...]:
         """Indices of equal eigenvalues: their vectors are arbitrary, their span is not."""
-        return groups_of_equals(self.eigenvalues, rtol)
+        return degenerate_groups(self.eigenvalues, rtol)
 
 
 @torch.no_grad()

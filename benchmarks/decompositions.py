@@ -1,0 +1,245 @@
+"""`python benchmarks/decompositions.py`: decompositions beside the best of what others have.
+
+One thread, one process, contenders interleaved round by round, medians of CPU time. Shapes are
+drawn from a seed around the stated sizes, so that nothing can be tuned to one of them. Per row:
+CPU milliseconds, ours over the fastest contender, the spread of ours against itself in the same
+run, what a call adds to the peak of a forked process, and the operations of our matrix products
+(counted by torch, LAPACK's apart) over the floor of one product per direction.
+
+A row is a function of a seeded generator that returns a `Case`; add it to CASES.
+"""
+
+import argparse
+import importlib.util
+import platform
+import random
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from measure import cpu_seconds, peak_mib
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from tl_bilinear import BilinearTensor, eigendecompose
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: ours against contenders, and the target that the issue sets."""
+
+    name: str
+    ours: Run
+    contenders: dict[str, Run]
+    target: str
+    floor: float
+    """Operations of one matrix product per direction: Q(u) built once, 2 d^2 rank."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    check: Callable[[], str] = lambda: ""
+    """What the result must show beside its time."""
+
+
+def jitter(rng: random.Random, size: int) -> int:
+    """A size within 5 % of the stated one."""
+    return size + rng.randint(-size // 20, size // 20)
+
+
+def layer(rng: random.Random, d: int, rank: int, modes: int, dtype: torch.dtype) -> BilinearTensor:
+    """Random neurons and `modes` planted ones, 3 to 9 times above the bulk's edge for u = e_0."""
+    generator = torch.Generator().manual_seed(rng.randint(0, 2**31))
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    bulk = rank - modes
+    legs = normal(2, d, bulk) / d**0.5
+    planted = torch.linalg.qr(normal(d, modes)).Q
+    edge = 2 * (bulk / 2 / d) ** 0.5
+    sizes = edge * torch.linspace(9, 3, modes, dtype=torch.float64) * normal(modes).sign()
+    out = torch.cat([normal(8, bulk), sizes.expand(8, -1) * (1 + 0.05 * normal(8, modes))], dim=1)
+    left, right = (torch.cat([leg, planted], dim=1) for leg in legs)
+    return BilinearTensor(left, right, out).to(dtype)
+
+
+def einsum_matrix(tensor: BilinearTensor, u: Tensor) -> Tensor:
+    matrix = torch.einsum("o,or,ir,jr->ij", u, tensor.out, tensor.left, tensor.right)
+    return (matrix + matrix.T) / 2
+
+
+def product_matrix(tensor: BilinearTensor, u: Tensor) -> Tensor:
+    matrix = (tensor.left * (u @ tensor.out)) @ tensor.right.T
+    return (matrix + matrix.T) / 2
+
+
+def installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def full_spectra(rng: random.Random, dtype: torch.dtype) -> Case:
+    """All eigenpairs of two directions (the cost is per direction)."""
+    d, rank = jitter(rng, 1024), jitter(rng, 4096)
+    tensor = layer(rng, d, rank, 10, dtype)
+    u = torch.eye(2, 8, dtype=dtype)
+    alone = [product_matrix(tensor, each) for each in u]
+    contenders: dict[str, Run] = {
+        "product, eigh": lambda: [torch.linalg.eigh(product_matrix(tensor, v)) for v in u],
+        "(floor) eigh alone + product": lambda: [
+            (torch.linalg.eigh(matrix), (tensor.left * (v @ tensor.out)) @ tensor.right.T)
+            for matrix, v in zip(alone, u, strict=True)
+        ],
+    }
+    skipped = {}
+    if torch.backends.opt_einsum.is_available():
+        contenders["einsum (opt_einsum), eigh"] = lambda: [
+            torch.linalg.eigh(einsum_matrix(tensor, v)) for v in u
+        ]
+    else:
+        skipped["einsum with opt_einsum, eigh"] = (
+            "opt_einsum is not installed; torch.einsum contracts left to right and would build "
+            "rank x d x d numbers. The contraction that opt_einsum finds is the row's product"
+        )
+    return Case(
+        name=f"full spectra, 2 directions, d {d}, rank {rank}, {str(dtype)[6:]}",
+        ours=lambda: eigendecompose(tensor, u, dtype=dtype),
+        contenders=contenders,
+        target="never slower than the best; within 1.3 of eigh alone + one product",
+        floor=len(u) * 2 * d * d * rank,
+        skipped=skipped,
+    )
+
+
+def top_eight(rng: random.Random, d: int, directions: int, compute: torch.dtype) -> Case:
+    """Eight pairs by |lambda| of float32 weights, low rank plus noise."""
+    d = jitter(rng, d)
+    rank = jitter(rng, 4 * d)
+    tensor = layer(rng, d, rank, 10, torch.float32)
+    u = torch.eye(directions, 8)
+    same = tensor.to(compute)
+    alone = [product_matrix(same, each.to(compute)) for each in u]
+    found: list = []
+
+    def ours() -> object:
+        found[:] = [eigendecompose(tensor, u, 8, dtype=compute)]
+        return found[0]
+
+    def lobpcg() -> object:
+        matrices = [product_matrix(same, each.to(compute)) for each in u]
+        return [
+            torch.lobpcg(matrix, k=8, largest=largest, tol=1e-4)
+            for matrix in matrices
+            for largest in (True, False)
+        ]
+
+    contenders: dict[str, Run] = {
+        "product, eigh": lambda: [
+            torch.linalg.eigh(product_matrix(same, each.to(compute))) for each in u
+        ],
+        "(floor) eigh alone": lambda: [torch.linalg.eigh(matrix) for matrix in alone],
+        "product, torch.lobpcg at both ends": lobpcg,
+    }
+    skipped = {}
+    if installed("scipy"):
+        contenders["scipy eigsh, LinearOperator"] = lambda: [eigsh(same, each) for each in u]
+    else:
+        skipped["scipy eigsh"] = "scipy is not installed"
+
+    def check() -> str:
+        result = found[0]
+        matrices = torch.stack([product_matrix(tensor.to(torch.float64), v.double()) for v in u])
+        vectors, values = result.eigenvectors.double(), result.eigenvalues.double()
+        residuals = (vectors @ matrices - values[..., None] * vectors).norm(dim=-1)
+        return f"{result.method}; residuals {float((residuals / values.abs()).max()):.0e} relative"
+
+    return Case(
+        name=f"top 8, {directions} direction(s), d {d}, rank {rank}, in {str(compute)[6:]}",
+        ours=ours,
+        contenders=contenders,
+        target=f"{3 if d < 1500 else 6} times faster than full eigh; residuals below 1e-4",
+        floor=directions * 2 * d * d * rank,
+        skipped=skipped,
+        check=check,
+    )
+
+
+def eigsh(tensor: BilinearTensor, u: Tensor) -> object:
+    from scipy.sparse.linalg import LinearOperator
+    from scipy.sparse.linalg import eigsh as solve
+
+    left, right = tensor.left.numpy(), tensor.right.numpy()
+    weights = (u.to(tensor.dtype) @ tensor.out).numpy() / 2
+
+    def product(x):
+        return left @ (weights * (right.T @ x)) + right @ (weights * (left.T @ x))
+
+    operator = LinearOperator((len(left),) * 2, matvec=product, dtype=left.dtype)
+    return solve(operator, k=8, which="LM", tol=1e-4)
+
+
+CASES: dict[str, Callable[[random.Random], Case]] = {
+    "full64": lambda rng: full_spectra(rng, torch.float64),
+    "full32": lambda rng: full_spectra(rng, torch.float32),
+    "top1024": lambda rng: top_eight(rng, 1024, 1, torch.float64),
+    "top1024x8": lambda rng: top_eight(rng, 1024, 8, torch.float64),
+    "top1024x8_32": lambda rng: top_eight(rng, 1024, 8, torch.float32),
+    "top2048": lambda rng: top_eight(rng, 2048, 1, torch.float64),
+}
+
+
+def measured(case: Case, rounds: int) -> list[str]:
+    """The case's lines of the page."""
+    runs = {"ours": case.ours, "ours again": case.ours, **case.contenders}
+    case.ours()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            times[name].append(1e3 * cpu_seconds(run, 1))
+    middle = {name: statistics.median(found) for name, found in times.items()}
+    itself = [b / a for a, b in zip(times["ours"], times["ours again"], strict=True)]
+    lines = [f"### {case.name}", "", "| | CPU ms | that / ours | MiB |", "|---|---:|---:|---:|"]
+    for name, run in runs.items():
+        if name == "ours again":
+            continue
+        ratio = statistics.median(a / b for a, b in zip(times[name], times["ours"], strict=True))
+        lines.append(f"| {name} | {middle[name]:.0f} | {ratio:.2f} | {peak_mib(run):.0f} |")
+    lines += ["", f"Target: {case.target}."]
+    lines.append(f"Ours against itself: {min(itself):.2f} to {max(itself):.2f}.")
+    with FlopCounterMode(display=False) as counter:
+        case.ours()
+    share = counter.get_total_flops() / case.floor
+    lines.append(f"Operations of our products over one product per direction: {share:.2f}.")
+    lines += [f"Result: {found}." for found in [case.check()] if found]
+    lines += [f"Skipped: {name}: {reason}." for name, reason in case.skipped.items()]
+    return [*lines, ""]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("cases", nargs="*", default=list(CASES), help=", ".join(CASES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="write the page here as well")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = [
+        "# Results of `python benchmarks/decompositions.py`",
+        "",
+        f"torch {version('torch')}, Python {platform.python_version()}, one thread, "
+        f"{given.rounds} rounds, seed {given.seed}. Medians of CPU time.",
+        "",
+    ]
+    print("\n".join(lines), flush=True)
+    for name in given.cases:
+        found = measured(CASES[name](random.Random(f"{given.seed} {name}")), given.rounds)
+        print("\n".join(found), flush=True)
+        lines += found
+        if given.output:  # after every case: a run that is stopped keeps what it has
+            given.output.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
