@@ -19,11 +19,26 @@ if TYPE_CHECKING:
     from tl_bilinear.checkpoints.dictionaries import save_dictionary as save_dictionary
     from tl_bilinear.checkpoints.public_names import register as register
     from tl_bilinear.conversion import bilinearize as bilinearize
+    from tl_bilinear.decompositions import HOSVD as HOSVD
+    from tl_bilinear.decompositions import CPDecomposition as CPDecomposition
+    from tl_bilinear.decompositions import DifferenceModes as DifferenceModes
     from tl_bilinear.decompositions import Eigendecomposition as Eigendecomposition
     from tl_bilinear.decompositions import Mode as Mode
+    from tl_bilinear.decompositions import Reconstruction as Reconstruction
+    from tl_bilinear.decompositions import SharedSubspace as SharedSubspace
+    from tl_bilinear.decompositions import SimilarityMatrix as SimilarityMatrix
     from tl_bilinear.decompositions import SingularDecomposition as SingularDecomposition
+    from tl_bilinear.decompositions import TensorSimilarity as TensorSimilarity
+    from tl_bilinear.decompositions import cp_decompose as cp_decompose
+    from tl_bilinear.decompositions import difference_modes as difference_modes
     from tl_bilinear.decompositions import eigendecompose as eigendecompose
+    from tl_bilinear.decompositions import hosvd as hosvd
+    from tl_bilinear.decompositions import pair_squares as pair_squares
+    from tl_bilinear.decompositions import reconstruct as reconstruct
+    from tl_bilinear.decompositions import shared_subspace as shared_subspace
+    from tl_bilinear.decompositions import similarity_matrix as similarity_matrix
     from tl_bilinear.decompositions import singular_decompose as singular_decompose
+    from tl_bilinear.decompositions import tensor_similarity as tensor_similarity
     from tl_bilinear.dictionary import Dictionary as Dictionary
     from tl_bilinear.features import Interactions as Interactions
     from tl_bilinear.features import interactions as interactions
@@ -71,6 +86,21 @@ _ROOMS = {
     "save_dictionary": "checkpoints.dictionaries",
     "Interactions": "features",
     "interactions": "features",
+    "hosvd": "decompositions",
+    "HOSVD": "decompositions",
+    "cp_decompose": "decompositions",
+    "pair_squares": "decompositions",
+    "CPDecomposition": "decompositions",
+    "tensor_similarity": "decompositions",
+    "similarity_matrix": "decompositions",
+    "TensorSimilarity": "decompositions",
+    "SimilarityMatrix": "decompositions",
+    "difference_modes": "decompositions",
+    "DifferenceModes": "decompositions",
+    "shared_subspace": "decompositions",
+    "SharedSubspace": "decompositions",
+    "reconstruct": "decompositions",
+    "Reconstruction": "decompositions",
 }
 
 _FOLDERS = (
@@ -117,6 +147,21 @@ __all__ = [
     "Interactions",
     "interactions",
     "__version__",
+    "hosvd",
+    "HOSVD",
+    "cp_decompose",
+    "pair_squares",
+    "CPDecomposition",
+    "tensor_similarity",
+    "similarity_matrix",
+    "TensorSimilarity",
+    "SimilarityMatrix",
+    "difference_modes",
+    "DifferenceModes",
+    "shared_subspace",
+    "SharedSubspace",
+    "reconstruct",
+    "Reconstruction",
 ]
 
 

@@ -87,10 +87,15 @@ def outliers(
 
 
 def degenerate_groups(
-    values: Float[Tensor, " k"], rtol: float, scale: float
+    values: Float[Tensor, " k"], rtol: float = 1e-6, scale: float | None = None
 ) -> tuple[tuple[int, ...], ...]:
-    """Indices of neighbours that lie within `rtol * scale`, in groups of two or more."""
+    """Indices of neighbours that lie within `rtol * scale`, in groups of two or more.
+
+    Inside one only the span of the vectors means something. `scale` is the largest magnitude where
+    it is None.
+    """
     listed = values.tolist()
+    scale = max(map(abs, listed), default=0.0) if scale is None else scale
     order = sorted(range(len(listed)), key=lambda index: listed[index])
     groups: list[list[int]] = []
     for index in order:
@@ -98,4 +103,4 @@ def degenerate_groups(
             groups[-1].append(index)
         else:
             groups.append([index])
-    return tuple(tuple(sorted(group)) for group in groups if len(group) > 1)
+    return tuple(sorted(tuple(sorted(group)) for group in groups if len(group) > 1))
