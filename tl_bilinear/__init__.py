@@ -112,6 +112,7 @@ _FOLDERS = (
     "features",
     "hosts",
     "optimisation",
+    "sweeps",
     "training",
     "views",
 )

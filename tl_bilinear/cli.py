@@ -91,6 +91,79 @@ def report(
 
 
 @app.command()
+def sweep(
+    folder: Annotated[
+        Path, typer.Option("-o", "--output", help="The sweep's folder: new, or to be resumed.")
+    ],
+    model: Annotated[
+        str, typer.Option("--model", help="A bundled model, a local folder or a hub id.")
+    ] = "stories-5l",
+    compute: Annotated[
+        str, typer.Option("--compute", help="eigenvalues or spectrum.")
+    ] = "eigenvalues",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Of the computation: k=8, gauge=traceless, eigenvectors=true."),
+    ] = None,
+    directions: Annotated[
+        str,
+        typer.Option(
+            "--directions",
+            help="tokens, tokens:100-299, basis, targets.json, features.safetensors:key.",
+        ),
+    ] = "tokens",
+    space: Annotated[
+        str | None,
+        typer.Option("--space", help="Where a file's directions are read: logits|stream|mlp_out."),
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="All by default; 0-4, 1,3.")
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory", help="Budget of one process beside the model; a quarter of what is free."
+        ),
+    ] = None,
+    chunk: Annotated[
+        int | None, typer.Option("--chunk", help="Directions per file; by the budget.")
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", help="Of each process.")] = 1,
+    host: Annotated[Host, typer.Option("--host", help="The TransformerLens class.")] = Host.auto,
+) -> None:
+    """Compute something for every direction and layer; resumes, and splits under torchrun.
+
+    torchrun --nproc-per-node 2 -m tl_bilinear sweep ... is the same sweep on two processes.
+    """
+    with _errors_in_one_line():
+        from tl_bilinear.checkpoints import load
+        from tl_bilinear.sweeps.command import interrupted, read_settings, sweep_in_words
+
+        try:
+            done = sweep_in_words(
+                lambda: load(model, host=host.value),
+                compute,
+                read_settings(settings or []),
+                directions,
+                space,
+                layers,
+                folder,
+                memory=memory,
+                chunk=chunk,
+                threads=threads,
+            )
+        except KeyboardInterrupt:
+            typer.echo(f"tl-bilinear: {interrupted(folder)}", err=True)
+            raise typer.Exit(130) from None
+    if int(os.environ.get("RANK", "0")) == 0:
+        table = Table(Column("sweep", no_wrap=True), "", box=SIMPLE)
+        for row in done.summary():
+            table.add_row(*map(Text, row))
+        Console().print(table)
+        typer.echo(f"index: {done.index}")
+
+
+@app.command()
 def models() -> None:
     """List the models that come with the package."""
     with _errors_in_one_line():
