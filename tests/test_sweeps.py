@@ -497,7 +497,7 @@ host = small_host(128, 512, 400, 1)
 directions = token_directions(host)
 before = kib("VmRSS")
 computation = make_computation("eigenvalues", {"k": 128, "eigenvectors": True})
-done = run_sweep(host, computation, directions, None, sys.argv[1], memory="450MiB", progress=False)
+done = run_sweep(host, computation, directions, None, sys.argv[1], memory="400MiB", progress=False)
 print(done.manifest.chunk, kib("VmHWM") - before)
 """
 
@@ -511,7 +511,7 @@ def test_the_peak_stays_within_the_budget(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     chunk, added = map(int, done.stdout.split())  # KiB
     assert 100 < chunk < 256, "the budget decides"
-    assert 2**17 < added < 450 * 2**10, "the budget is used, and kept"
+    assert 2**17 < added < 400 * 2**10, "the budget is used, and kept"
 
 
 # ---- bad input ---------------------------------------------------------------------------
@@ -572,7 +572,7 @@ def test_bad_files_of_directions(tmp_path: Path) -> None:
         ({"threads": 0}, "`threads` must be at least 1"),
         ({"memory": "lots"}, "`memory` must be bytes"),
         ({"compute": "spectrum", "bytes_per_direction": 1}, "is for functions"),
-        ({"host": small_host(act=torch.relu)}, "layer 0 has a gate activation"),
+        ({"host": small_host(act=torch.relu)}, "layer 0 has a .* gate, so its weights alone"),
     ],
 )
 def test_bad_settings(options: dict[str, Any], words: str, tmp_path: Path, unchecked: None) -> None:

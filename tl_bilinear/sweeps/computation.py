@@ -85,10 +85,10 @@ class FunctionComputation(AbstractComputation):
 def eigen_bytes(tensor: BilinearTensor) -> int:
     """Bytes per direction of Q(u) in float64 and its eigenpairs.
 
-    The weighted left factor [d_in, rank] and six matrices [d_in, d_in] (the product and its
-    symmetrised copies; eigh's in- and output; ordered and signed vectors).
+    First the weighted left factor [d_in, rank] beside two matrices [d_in, d_in]; then, without
+    it, six of these: symmetrised copies, eigh's in- and output, ordered and signed vectors.
     """
-    return matrix_bytes(tensor, tensor.rank, 6 * tensor.d_in)
+    return matrix_bytes(tensor, max(tensor.rank + 2 * tensor.d_in, 6 * tensor.d_in))
 
 
 def matrix_bytes(tensor: BilinearTensor, *widths: int) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_bilinear.hosts import AbstractHost, get_host
-from tl_bilinear.hosts.self_check import NotBilinearError
+from tl_bilinear.hosts.gates import gated_error
 from tl_bilinear.sweeps.chunks import Chunk
 from tl_bilinear.sweeps.computation import AbstractComputation, Function, FunctionComputation
 from tl_bilinear.sweeps.computations import make_computation
@@ -147,11 +147,8 @@ class _Work:
         """Raise ValueError before anything is written."""
         for layer in self.layers:
             self.computation.require_fit(self.host.mlp_weights(layer).tensor)
-            if self.host.gate_activation(layer) is not None:
-                raise NotBilinearError(
-                    f"layer {layer} has a gate activation, so its weights are no bilinear tensor: "
-                    "tl_bilinear.self_check(model) says more, tl_bilinear.bilinearize converts it"
-                )
+            if self.host.is_gated(layer):
+                raise gated_error(layer, self.host.gate_activation(layer))
         self.directions.require_usable(self.host.d_model)
 
     def plan(self, memory: int | str | None, chunk: int | None, threads: int, ranks: Ranks) -> Plan:

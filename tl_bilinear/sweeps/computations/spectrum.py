@@ -61,8 +61,8 @@ class Spectrum(AbstractComputation):
         return {name: value.to(tensor.out.dtype) for name, value in found.items()}
 
     def bytes_per_direction(self, tensor: BilinearTensor) -> int:
-        """The weighted left factor, and Q with its symmetrised copies and eigvalsh's own."""
-        return matrix_bytes(tensor, tensor.rank, 4 * tensor.d_in, 16)
+        """The weighted left factor beside Q; then Q's symmetrised copies and eigvalsh's own."""
+        return matrix_bytes(tensor, max(tensor.rank + 2 * tensor.d_in, 4 * tensor.d_in), 16)
 
     def require_fit(self, tensor: BilinearTensor) -> None:
         if not 1 <= self.top <= tensor.d_in:
