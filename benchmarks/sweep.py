@@ -167,9 +167,10 @@ def main() -> None:
             timed("torchrun, two processes", lambda: on_two(directions, two), whole, two),
         ]
     memory = [
-        memory_row(256, 1024, "400MiB", "eigenvalues"),
+        memory_row(256, 1024, "400MiB", "eigenvalues,k=256"),
         memory_row(256, 1024, "400MiB", "spectrum"),
-        memory_row(512, 2048, "600MiB", "eigenvalues"),
+        memory_row(512, 2048, "600MiB", "eigenvalues,k=512"),
+        memory_row(512, 2048, "600MiB", "eigenvalues,k=8"),
     ]
     text = page(rows, memory)
     print(text, end="")

@@ -54,7 +54,8 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.linalg.eigh(torch.eye(8) @ torch.eye(8))
     host = random_layer(d, rank)
-    settings = {"k": d, "eigenvectors": True} if name == "eigenvalues" else {}
+    name, _, k = name.partition(",k=")
+    settings = {"k": int(k), "eigenvectors": True} if k else {}
     computation = make_computation(name, settings)
     plan = make_plan(
         computation,
@@ -73,7 +74,8 @@ def main() -> None:
         peak = kib("VmHWM") - before
     allowed = (parse_memory(budget) or 0) / MIB
     estimated = plan.needed / MIB
-    print(f"d={d},rank={rank} {name} {plan.chunk} {allowed:.0f} {estimated:.0f} {peak / 1024:.0f}")
+    sizes = f"{allowed:.0f} {estimated:.0f} {peak / 1024:.0f}"
+    print(f"d={d},rank={rank} {sys.argv[4]} {plan.chunk} {sizes}")
 
 
 if __name__ == "__main__":

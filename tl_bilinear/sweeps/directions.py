@@ -77,6 +77,20 @@ class Directions:
                     f"(rows {named}): leave them out"
                 )
 
+    def require_nonzero_when_folded(
+        self, host: AbstractHost, layers: Sequence[int], dtype: torch.dtype
+    ) -> None:
+        """Raise ValueError for a direction of which a norm's gain or the dtype leaves nothing."""
+        for layer in layers if "post-norms" in self.folded(host, layers) else layers[:1]:
+            for start in range(0, len(self), ROWS):
+                u = self.at(host, layer, start, min(start + ROWS, len(self))).to(dtype)
+                zero = (u == 0).all(-1).nonzero().flatten()
+                if len(zero):
+                    raise ValueError(
+                        f"direction {start + int(zero[0])} from {self.source} is zero at layer "
+                        f"{layer} once the norms are folded in, in {dtype}: leave it out"
+                    )
+
     def digest(self) -> str:
         """Sixteen hex digits of all entries and labels."""
         found = hashlib.sha256("\0".join(self.labels).encode())

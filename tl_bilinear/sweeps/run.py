@@ -150,6 +150,7 @@ class _Work:
             if self.host.is_gated(layer):
                 raise gated_error(layer, self.host.gate_activation(layer))
         self.directions.require_usable(self.host.d_model)
+        self.directions.require_nonzero_when_folded(self.host, self.layers, self.dtype)
 
     def plan(self, memory: int | str | None, chunk: int | None, threads: int, ranks: Ranks) -> Plan:
         """For the layer of largest rank."""

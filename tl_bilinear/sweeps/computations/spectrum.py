@@ -1,9 +1,7 @@
 """Statistics of the whole spectrum of Q(u): how few modes carry it.
 
-With all eigenvalues lambda of Q(u), or of its traceless part:
-effective rank (L1/L2)^2 = (sum |lambda|)^2 / sum lambda^2, which is d_in for a spectrum of one
-magnitude and 1 for a single mode; kurtosis, the fourth central moment over the
-squared variance (3 for a normal distribution).
+Of all eigenvalues of Q(u), or of its traceless part; `decompositions/spectrum.py` defines effective
+rank, kurtosis and outliers.
 """
 
 from dataclasses import asdict, dataclass
@@ -14,15 +12,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_bilinear.decompositions.eigen import Gauge
+from tl_bilinear.decompositions.spectrum import effective_rank, kurtosis, outliers
 from tl_bilinear.sweeps.computation import AbstractComputation, matrix_bytes
 from tl_bilinear.tensor import BilinearTensor
 
 
 @dataclass(frozen=True)
 class Spectrum(AbstractComputation):
-    """`norm`, `trace`, `effective_rank`, `kurtosis`, `top_share`, `positive_share`, extremes.
+    """`norm`, `trace`, `effective_rank`, `kurtosis`, `outliers`, `top_share`, `positive_share`,
+    `largest`, `smallest`.
 
-    Shares are of sum lambda^2. Where Q(u) is zero, ratios are NaN. From eigenvalues alone,
+    Shares are of sum lambda^2, and NaN where Q(u) is zero. From eigenvalues alone,
     O(rank d^2 + d^3) in float64, about a third of the cost of eigenvectors.
     """
 
@@ -45,20 +45,24 @@ class Spectrum(AbstractComputation):
         trace = values.sum(-1)
         if self.gauge == "traceless":
             values = values - values.mean(-1, keepdim=True)
-        squares = values.square()
-        total = squares.sum(-1)
-        deviations = values - values.mean(-1, keepdim=True)
+        total = values.square().sum(-1)
+        ordered = values.gather(-1, values.abs().argsort(dim=-1, descending=True, stable=True))
         found = {
             "norm": total.sqrt(),
             "trace": trace,
-            "effective_rank": values.abs().sum(-1).square() / total,
-            "kurtosis": deviations.pow(4).mean(-1) / deviations.square().mean(-1).square(),
-            "top_share": squares.sort(-1, descending=True).values[..., : self.top].sum(-1) / total,
-            "positive_share": (squares * (values > 0)).sum(-1) / total,
+            "effective_rank": effective_rank(values),
+            "kurtosis": kurtosis(values),
+            "outliers": outliers(ordered, total, tensor.d_in),
+            "top_share": ordered[:, : self.top].square().sum(-1) / total,
+            "positive_share": values.clamp_min(0).square().sum(-1) / total,
             "largest": values[..., -1],
             "smallest": values[..., 0],
         }
-        return {name: value.to(tensor.out.dtype) for name, value in found.items()}
+        dtype = tensor.dtype
+        return {
+            name: value.to(dtype) if value.is_floating_point() else value
+            for name, value in found.items()
+        }
 
     def bytes_per_direction(self, tensor: BilinearTensor) -> int:
         """The weighted left factor beside Q; then Q's symmetrised copies and eigvalsh's own."""
