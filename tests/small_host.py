@@ -5,8 +5,10 @@ Run as a program it sweeps `steps` over the host, which tests kill, or start und
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,6 +96,43 @@ def sweep(folder: str | Path, compute=steps, **options):
     host = small_host()
     settings = {"chunk": 2, "progress": False, "patience": 60.0, "memory": "1GiB", **options}
     return run_sweep(host, compute, token_directions(host), None, folder, **settings)
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    """Every file of a finished sweep; nothing else may be in its folder."""
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert not [name for name in found if name.startswith((".", "failed"))]
+    assert {"manifest.json", "directions.json", "index.parquet"} <= set(found)
+    return found
+
+
+def shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("layer*.safetensors"))
+
+
+class Interrupted(Exception):
+    pass
+
+
+def breaking(tensor: Any, u: torch.Tensor, calls: list[int], at: list[int]) -> dict[str, Any]:
+    """`steps`, which fails at the calls numbered in `at`."""
+    calls.append(len(u))
+    if len(calls) in at:
+        raise Interrupted
+    return steps(tensor, u)
+
+
+def counted(at: list[int]) -> tuple[Callable[..., Any], list[int]]:
+    calls: list[int] = []
+
+    def compute(tensor, u):
+        return breaking(tensor, u, calls, at)
+
+    return compute, calls
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
 
 
 if __name__ == "__main__":
