@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Else pyright asks the network for a newer version.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help report test test-tl3 test-tl4 test-tl4-quietly check format models dictionaries demos bench parity clean
+.PHONY: help report test test-tl3 test-tl4 test-tl4-quietly check format models dictionaries demos bench parity faults clean
 
 help: ## list what make can do
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -81,6 +81,12 @@ parity: .venv/.test .venv-tl4/.test ## every family and host beside Hugging Face
 	    cat .cache/parity-part.md >> .cache/parity.md; echo >> .cache/parity.md; \
 	done
 	@mv .cache/parity.md benchmarks/parity.md; cat benchmarks/parity.md
+
+faults: .venv/.test ## every damaged input and its error; writes benchmarks/faults.md
+	@mkdir -p .cache; sed '/^## /,$$d' benchmarks/faults.md > .cache/faults.md
+	@OMP_NUM_THREADS=1 .venv/bin/python benchmarks/fault_table.py 2> .cache/faults.log >> .cache/faults.md \
+	    || { tail -n 20 .cache/faults.log; exit 1; }
+	@mv .cache/faults.md benchmarks/faults.md; cat benchmarks/faults.md
 
 clean: ## remove caches and builds; environments and trained models stay
 	rm -rf build dist report.html .pytest_cache .ruff_cache .hypothesis .cache/test-*.log

@@ -172,36 +172,42 @@ def test_both_hosts_of_a_model_agree_on_what_it_is(name):
 
 
 SAVED = {"Llama", "Mistral", "Qwen2", "Gemma 1", "Phi3"}
+IN_OUR_FORMAT = {"GLM", "StableLM"}  # part of the head rotated; LayerNorm
 REASONS = {
     "Qwen3": "norms on queries and keys",
     "Gemma 2": "local attention; norms behind the sublayers; softcaps",
     "Gemma 3": "local attention; norms on queries and keys; norms behind the sublayers",
-    "GLM": "rotation of 2 of 4 dimensions",
     "OLMo2": "no norm .*norms on queries and keys; norms behind the sublayers",
-    "StableLM": "LayerNorm .*rotation of 2 of 4",
 }
 
 
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [(n, m) for n in FAMILIES for m in ("raw", "folded") if m == "raw" or n in SAVED],
+    [(n, m) for n in FAMILIES for m in ("raw", "folded") if m == "raw" or n not in REASONS],
 )
-def test_it_is_saved_as_a_llama_or_refused_with_the_reason(name, mode, tmp_path):
+def test_it_is_saved_or_refused_with_the_reason(name, mode, tmp_path):
     source = family(name, **BIASES.get(name, {}))
     model = process_(hooked_of(copy.deepcopy(source)), mode)
-    if name in SAVED:
+    if name in SAVED | IN_OUR_FORMAT:
         folder = tlb.save_pretrained(model, tmp_path / "saved")
         assert drift(tlb.load(folder), source) < 1e-4
+        assert (folder / "tl_model.safetensors").is_file() == (name in IN_OUR_FORMAT)
     else:
         with pytest.raises(CheckpointError, match=f"no place for: .*{REASONS[name]}"):
             tlb.save_pretrained(model, tmp_path / "saved")
         assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("options", [{"sliding_window": 5}, LLAMA3, YARN], ids=str)
-def test_windows_and_scaled_rotations_are_no_plain_llama(options, tmp_path):
-    model = hooked_of(family("Mistral", **options))
-    with pytest.raises(CheckpointError, match="no place for: (local attention|rotary scaling)"):
+@pytest.mark.parametrize("options", [{"sliding_window": 5}, LLAMA3], ids=str)
+def test_windows_and_scaled_rotations_are_saved_in_our_format(options, tmp_path):
+    source = family("Mistral", **options)
+    folder = tlb.save_pretrained(hooked_of(copy.deepcopy(source)), tmp_path / "saved")
+    assert drift(tlb.load(folder), source) < 1e-4
+
+
+def test_yarn_has_no_place_in_either_format(tmp_path):
+    model = hooked_of(family("Mistral", **YARN))
+    with pytest.raises(CheckpointError, match="no place for: rotary scaling.*Nor can our own"):
         tlb.save_pretrained(model, tmp_path / "saved")
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from damage import edit_config, edit_weights
 from models import cache, hosts, process_, save, tiny_llama, word_tokenizer
 from safetensors.torch import load_file, save_file
-from test_checkpoints import edit_config, edit_weights
 
 import tl_bilinear as tlb
 from tl_bilinear.checkpoints.folder import CheckpointError
@@ -313,7 +313,7 @@ SPLIT_FAULTS = {
     "an activation": (lambda f: edit_config(f, hidden_act="silu"), "hidden_act is 'silu'"),
     "heads that do not divide": (
         lambda f: edit_config(f, num_attention_heads=5, head_dim=None),
-        "gives no Llama configuration: .*heads",
+        "gives no Llama configuration .*heads",
     ),
     "another class": (lambda f: edit_config(f, model_type="mistral"), "model_type is 'mistral'"),
     "no sizes": (lambda f: edit_config(f, hidden_size=None), r"lacks \['hidden_size'\]"),

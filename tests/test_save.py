@@ -196,33 +196,6 @@ def test_the_tokenizer_is_saved(host, tmp_path):
     assert torch.equal(log_probabilities(again), log_probabilities(model))
 
 
-UNSAVEABLE = {
-    "LayerNorm": ("LN", {}, "LayerNorm .a Llama has RMSNorm"),
-    "no norm": (None, {}, "no norm .a Llama always normalises"),
-    "learned positions": (
-        "RMS",
-        {"positional_embedding_type": "standard"},
-        "positions that are not rotary .positional_embedding_type 'standard'",
-    ),
-    "attention scale": ("RMS", {"attn_scale": 3.0}, r"an attention scale of 3\.0"),
-    "unembedding bias": ("RMS", {}, "an unembedding bias"),
-    "part of the head rotated": ("RMS", {"rotary_dim": 2}, "rotation of 2 of 4 dimensions"),
-}
-
-
-@pytest.mark.parametrize("host", hosts())
-@pytest.mark.parametrize("kind", UNSAVEABLE)
-def test_what_no_llama_holds_is_refused_with_the_reason(host, kind, tmp_path):
-    norm, options, words = UNSAVEABLE[kind]
-    settings = {"positional_embedding_type": "rotary", "rotary_dim": 4, **options}
-    model = native(norm, host, torch.float32, **settings)
-    if kind == "unembedding bias" and not tlb.get_host(model).b_U.count_nonzero():
-        pytest.skip("TransformerLens 4.x has no unembedding bias here")
-    with pytest.raises(CheckpointError, match=f"cannot be saved as a Llama.*{words}"):
-        tlb.save_pretrained(model, tmp_path / "saved")
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("host", hosts())
 def test_a_hook_is_no_weight_and_is_noticed(host, tmp_path):
     model = booted(tmp_path, host)

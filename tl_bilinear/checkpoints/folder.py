@@ -4,8 +4,7 @@ transformers initialises what a file lacks and ignores what it does not expect; 
 is an error that names the tensor, and so is a file that is cut, damaged or transposed.
 """
 
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tl_bilinear.checkpoints.config_file import read_config
+from tl_bilinear.checkpoints.config_file import require_as_many_layers
 from tl_bilinear.checkpoints.error import CheckpointError as CheckpointError
-from tl_bilinear.checkpoints.hub import hub_tokenizer_folder
+from tl_bilinear.checkpoints.error import one_line
 from tl_bilinear.checkpoints.layouts import find_layout
-from tl_bilinear.checkpoints.layouts.layout import AbstractLayout
+from tl_bilinear.checkpoints.layouts.layout import AbstractLayout, Config, Read
 from tl_bilinear.checkpoints.memory import require_memory
+from tl_bilinear.checkpoints.own_format import WEIGHTS, read_own_format, read_settings
+from tl_bilinear.checkpoints.placement import Placement
+from tl_bilinear.checkpoints.tokenizer import read_tokenizer
 from tl_bilinear.checkpoints.weight_files import Shape, WeightFiles, open_weights
+from tl_bilinear.hosts.to_plain import PlainModel
 
 
-def read_folder(folder: Path, dtype: torch.dtype | None, device: str) -> tuple[Any, Any]:
+def read_folder(
+    folder: Path, config: Config, dtype: torch.dtype | None, where: Placement
+) -> tuple[Any, Any]:
     """The folder's transformers model, in eval mode, and its tokenizer (None without one).
 
     What transformers knows keeps its own class; a layout of `layouts/` becomes a Llama. Code
@@ -32,36 +37,58 @@ def read_folder(folder: Path, dtype: torch.dtype | None, device: str) -> tuple[A
     Raises:
         CheckpointError: what is wrong, where, and what to do.
     """
-    config = read_config(folder)
     weights = open_weights(folder)
+    require_as_many_layers(folder, config, len(weights.tensors))
     layout = find_layout(config, weights.tensors.keys())
     if layout is None:
-        model = _own_class(folder, weights, dtype)
+        model = _own_class(folder, weights, dtype, where.device_map)
     else:
-        model = _as_llama(folder, config, weights, layout, dtype)
-    _require_finite(folder, model)
+        model = _as_llama(folder, config, weights, layout, dtype, where.device_map)
+    require_finite(folder, model.state_dict())
     elsewhere = layout.tokenizer_id(config) if layout is not None else None
-    return model.to(device).eval(), _tokenizer(folder, elsewhere, model.config.vocab_size)
+    tokenizer = read_tokenizer(folder, elsewhere, model.config.vocab_size)
+    if where.device_map is None:
+        model = model.to(where.device)
+    return model.eval(), tokenizer
 
 
-def _own_class(folder: Path, weights: WeightFiles, dtype: torch.dtype | None) -> Any:
-    from huggingface_hub.errors import StrictDataclassError
+def read_plain(folder: Path, config: Config, dtype: torch.dtype | None) -> tuple[PlainModel, Any]:
+    """The model in a folder of our own format, and its tokenizer (None without one).
+
+    Raises:
+        CheckpointError: what is wrong, where, and what to do.
+    """
+    settings = read_settings(folder / "config.json", config)
+    weights = open_weights(folder, only=WEIGHTS)
+    require_as_many_layers(folder, config, len(weights.tensors))
+    _require_shapes(folder, "our own format", weights.shapes, settings.shapes())
+    require_memory(folder, weights.size_as(dtype), dtype or weights.dtype)
+    plain = read_own_format(config, settings, weights, dtype)
+    require_finite(folder, plain.state)
+    return plain, read_tokenizer(folder, None, settings.d_vocab)
+
+
+def _own_class(
+    folder: Path, weights: WeightFiles, dtype: torch.dtype | None, device_map: Any
+) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
             expected = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())[:300]
+    # Wrong values fail wherever a class first uses them: a division, an index, an attribute.
+    except Exception as error:
         raise CheckpointError(
-            f"transformers has no causal language model for {folder / 'config.json'}: {reason}"
+            f"transformers has no causal language model for {folder / 'config.json'} "
+            f"({one_line(error)}): correct config.json"
         ) from None
     _require_state(folder, expected, weights.shapes)
-    require_memory(weights, dtype)
+    require_memory(folder, weights.size_as(dtype), dtype or weights.dtype)
+    _require_tied(folder, expected, weights.shapes, weights.read)
     if not weights.are_safetensors:
         state = {name: weights.read(name) for name in weights.tensors}
-        return from_state(type(expected), config, state, dtype or weights.dtype)
+        return from_state(type(expected), config, state, dtype or weights.dtype, device_map)
     with without_progress_bar():
         return AutoModelForCausalLM.from_pretrained(
             folder,
@@ -70,22 +97,23 @@ def _own_class(folder: Path, weights: WeightFiles, dtype: torch.dtype | None) ->
             trust_remote_code=False,
             use_safetensors=True,
             attn_implementation="eager",
+            device_map=device_map,
         )
 
 
 def _as_llama(
     folder: Path,
-    config: Mapping[str, Any],
+    config: Config,
     weights: WeightFiles,
     layout: AbstractLayout,
     dtype: torch.dtype | None,
+    device_map: Any,
 ) -> Any:
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import LlamaConfig, LlamaForCausalLM
 
     _require_shapes(folder, layout.name, weights.shapes, layout.expected(config, weights.shapes))
     settings = layout.settings(config, weights.shapes)
-    require_memory(weights, dtype)
+    require_memory(folder, weights.size_as(dtype), dtype or weights.dtype)
     # Products are taken in the dtype that is asked for, so that float64 is exact to float64.
     target = dtype or weights.dtype
     state = layout.convert(
@@ -93,23 +121,34 @@ def _as_llama(
     )
     try:
         llama_config = LlamaConfig(**settings)
-    except (ValueError, TypeError, StrictDataclassError) as error:
+        with torch.device("meta"):
+            expected = LlamaForCausalLM(llama_config)
+    except Exception as error:
         raise CheckpointError(
-            f"{folder / 'config.json'} gives no Llama configuration: {' '.join(str(error).split())}"
+            f"{folder / 'config.json'} gives no Llama configuration ({one_line(error)}): "
+            "correct config.json"
         ) from None
-    with torch.device("meta"):
-        expected = LlamaForCausalLM(llama_config)
     _require_state(folder, expected, {name: tuple(value.shape) for name, value in state.items()})
-    return from_state(LlamaForCausalLM, llama_config, state, target)
+    _require_tied(folder, expected, state, state.__getitem__)
+    return from_state(LlamaForCausalLM, llama_config, state, target, device_map)
 
 
 def from_state(
-    model_class: Any, config: Any, state: dict[str, Tensor], dtype: torch.dtype | None
+    model_class: Any,
+    config: Any,
+    state: dict[str, Tensor],
+    dtype: torch.dtype | None,
+    device_map: Any = None,
 ) -> Any:
     """A transformers model of these weights, which must be all that it has."""
     with without_progress_bar():
         return model_class.from_pretrained(
-            None, config=config, state_dict=state, dtype=dtype, attn_implementation="eager"
+            None,
+            config=config,
+            state_dict=state,
+            dtype=dtype,
+            attn_implementation="eager",
+            device_map=device_map,
         )
 
 
@@ -133,6 +172,19 @@ def _require_state(folder: Path, model: Any, found: Mapping[str, Shape]) -> None
     tied = set(model.all_tied_weights_keys) if model.config.tie_word_embeddings else set()
     kept = {name: shape for name, shape in expected.items() if name in found or name not in tied}
     _require_shapes(folder, type(model).__name__, found, kept)
+
+
+def _require_tied(folder: Path, model: Any, found: Collection[str], read: Read) -> None:
+    """A stored tensor that is to be another one must equal it: one of the two would be lost."""
+    if not model.config.tie_word_embeddings:
+        return
+    for name, source in dict(model.all_tied_weights_keys).items():
+        if name in found and source in found and not torch.equal(read(name), read(source)):
+            raise CheckpointError(
+                f"{folder}: {name} is stored and differs from {source}, and config.json says "
+                'that they are one (tie_word_embeddings): set "tie_word_embeddings": false, or '
+                f"remove {name} if it is left over"
+            )
 
 
 def _require_shapes(
@@ -168,31 +220,11 @@ def _surplus(name: str) -> str:
     return text
 
 
-def _require_finite(folder: Path, model: Any) -> None:
-    bad = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
+def require_finite(folder: Path, state: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError with the names of tensors that hold NaN or infinite numbers."""
+    bad = [name for name, value in state.items() if not torch.isfinite(value).all()]
     if bad:
         raise CheckpointError(
             f"{folder}: {', '.join(bad[:4])} holds NaN or infinite numbers; the file is damaged "
             "or the training diverged: use an earlier checkpoint"
         )
-
-
-def _tokenizer(folder: Path, elsewhere: str | None, vocab_size: int) -> Any:
-    """The folder's tokenizer, or the one of a hub id; None, with a warning, without either."""
-    from transformers import AutoTokenizer
-
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        if elsewhere is None:
-            return None
-        try:
-            folder = hub_tokenizer_folder(elsewhere)
-        except CheckpointError as error:
-            warnings.warn(f"{folder} is loaded without its tokenizer: {error}", stacklevel=4)
-            return None
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    if len(tokenizer) > vocab_size:
-        raise CheckpointError(
-            f"the tokenizer in {folder} has {len(tokenizer)} tokens but the model only "
-            f"{vocab_size}: they do not belong together"
-        )
-    return tokenizer

@@ -7,12 +7,13 @@ reads are fetched: no code, no training states, torch files only where there are
 import re
 from pathlib import Path
 
-from tl_bilinear.checkpoints.error import CheckpointError
+from tl_bilinear.checkpoints.error import CheckpointError, one_line
+from tl_bilinear.checkpoints.own_format import WEIGHTS
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 TOKENIZER = ("config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json")
 MODEL = (*TOKENIZER, "generation_config.json")
-SAFETENSORS = ("model*.safetensors", "model.safetensors.index.json")
+SAFETENSORS = ("model*.safetensors", "model.safetensors.index.json", WEIGHTS)
 TORCH = ("pytorch_model*.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth")
 
 
@@ -21,16 +22,19 @@ def is_hub_id(name: str) -> bool:
     return _ID.fullmatch(name) is not None
 
 
-def hub_folder(hub_id: str) -> Path:
+def hub_folder(hub_id: str, revision: str | None = None) -> Path:
     """The folder of a model's files in the local cache, fetched where they are not there yet.
+
+    Args:
+        revision: a branch, a tag or a commit; the repository's main branch where it is None.
 
     Raises:
         CheckpointError: the hub cannot be reached and the cache lacks the model, or there is
             no such model, or none of its files can be loaded.
     """
-    folder = _snapshot(hub_id, (*MODEL, *SAFETENSORS))
-    if not any(folder.glob("model*.safetensors")):
-        folder = _snapshot(hub_id, (*MODEL, *TORCH))
+    folder = _snapshot(hub_id, (*MODEL, *SAFETENSORS), revision)
+    if not any(folder.glob("*model*.safetensors")):
+        folder = _snapshot(hub_id, (*MODEL, *TORCH), revision)
     weights = [path for pattern in (*SAFETENSORS, *TORCH) for path in folder.glob(pattern)]
     if not weights or not (folder / "config.json").is_file():
         raise CheckpointError(
@@ -60,7 +64,10 @@ def hub_files(hub_id: str, paths: tuple[str, ...]) -> Path:
 
 
 def _snapshot(
-    hub_id: str, patterns: tuple[str, ...], ignored: tuple[str, ...] | None = ("*/*",)
+    hub_id: str,
+    patterns: tuple[str, ...],
+    revision: str | None = None,
+    ignored: tuple[str, ...] | None = ("*/*",),
 ) -> Path:
     from huggingface_hub import snapshot_download
 
@@ -68,6 +75,7 @@ def _snapshot(
         return Path(
             snapshot_download(
                 hub_id,
+                revision=revision,
                 allow_patterns=list(patterns),
                 ignore_patterns=None if ignored is None else list(ignored),
             )
@@ -75,9 +83,9 @@ def _snapshot(
     # Refused, unknown, offline, no proxy, half in the cache: the hub's own classes for these
     # share no parent, and a reader needs the same advice for all of them.
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        at = "" if revision is None else f" at revision {revision!r}"
         raise CheckpointError(
-            f"{hub_id!r} is not in the local Hugging Face cache, and could not be fetched "
-            f"({type(error).__name__}: {reason}). Check the name; connect and set "
+            f"{hub_id!r}{at} is not in the local Hugging Face cache, and could not be fetched "
+            f"({one_line(error)}). Check the name; connect and set "
             "HF_HUB_OFFLINE=0, or give a local folder with the model's files"
-        ) from error
+        ) from None

@@ -11,6 +11,7 @@ from tl_bilinear.checkpoints.error import CheckpointError
 from tl_bilinear.checkpoints.folder import read_folder
 from tl_bilinear.checkpoints.hub import hub_folder, hub_tokenizer_folder
 from tl_bilinear.checkpoints.layouts import find_layout
+from tl_bilinear.checkpoints.placement import Placement
 from tl_bilinear.checkpoints.weight_files import open_weights
 
 # As their authors name them in code and papers; not every one could be looked at.
@@ -61,7 +62,8 @@ def read_packed(hub_id: str, dtype: torch.dtype) -> Any:
     Raises:
         CheckpointError: what is wrong, where, and what to do.
     """
-    return read_folder(hub_folder(hub_id), dtype, "cpu")[0]
+    folder = hub_folder(hub_id)
+    return read_folder(folder, read_config(folder), dtype, Placement("cpu"))[0]
 
 
 def outline_packed(hub_id: str) -> tuple[Any, str | None]:

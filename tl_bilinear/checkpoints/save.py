@@ -1,9 +1,10 @@
-"""`save_pretrained`: a TransformerLens model into a folder that transformers itself loads."""
+"""`save_pretrained`: a TransformerLens model into a folder that transformers itself loads,
+or, where no transformers class can hold it, into one of our own format."""
 
 import copy
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ from torch import Tensor
 
 from tl_bilinear.checkpoints.error import CheckpointError
 from tl_bilinear.checkpoints.folder import from_state, without_progress_bar
+from tl_bilinear.checkpoints.own_format import reference_of, write_own_format
 from tl_bilinear.hosts import get_host
+from tl_bilinear.hosts.boot import HostName
+from tl_bilinear.hosts.from_plain import boot_plain
 from tl_bilinear.hosts.self_check import TOLERANCES
-from tl_bilinear.hosts.to_llama import llama_parts, wrapped_model
+from tl_bilinear.hosts.to_llama import LlamaParts, llama_parts, wrapped_model
+from tl_bilinear.hosts.to_plain import plain_model
 
 
 def save_pretrained(model: Any, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -22,12 +27,15 @@ def save_pretrained(model: Any, folder: str | Path, *, overwrite: bool = False) 
 
     A bridge of a transformers model keeps its class and configuration; a HookedTransformer
     and a natively built bridge become a Llama (`hidden_act` "linear" where they are bilinear).
+    One that no Llama can hold (LayerNorm, no norm, learned positions, softcaps, ...) is saved
+    in our own format (docs/format.md), which `load` reads and transformers refuses.
     Edits in place, folded norms and centred weights are saved as they stand: log-probabilities
     stay, logits may have lost a constant. What was not folded is read back exactly by `load`.
 
     Before anything is written, the saved model's log-probabilities are compared with this
     model's on random tokens. Files appear at once or not at all: they are written to a folder
-    beside the target, which is then renamed. Memory: at most two more copies of the weights.
+    beside the target, which is then renamed: a process that is killed leaves a hidden folder
+    (.name.*.partial), never half a checkpoint. Memory: at most two more copies of the weights.
 
     Args:
         overwrite: replace an existing checkpoint folder, with all that is in it.
@@ -36,15 +44,47 @@ def save_pretrained(model: Any, folder: str | Path, *, overwrite: bool = False) 
         The folder.
 
     Raises:
-        CheckpointError: a folder that is not empty, or a model that no Llama can hold, with
-            the reason; nothing is written.
+        CheckpointError: a folder that is not empty, or a model that neither a transformers
+            class nor our own format can hold, with the reason; nothing is written.
     """
     folder = Path(folder).resolve()
     _require_free(folder, overwrite)
-    saved = _transformers_model(model)
-    _require_same(model, saved)
-    _write(saved, get_host(model).model.tokenizer, folder)
+    _write(_writer(model), get_host(model).model.tokenizer, folder)
     return folder
+
+
+def _writer(model: Any) -> Callable[[Path], None]:
+    """What writes the checked model into a folder."""
+    if wrapped_model(model) is None:
+        try:
+            parts = llama_parts(model)
+        except ValueError as error:
+            return _own_format_writer(model, str(error))
+    else:
+        parts = None
+    saved = _transformers_model(model, parts)
+    _require_same(model, type(saved).__name__, lambda tokens: saved(tokens).logits)
+    return lambda folder: _save_quietly(saved, folder)
+
+
+def _own_format_writer(model: Any, no_llama: str) -> Callable[[Path], None]:
+    try:
+        plain = plain_model(model)
+        host: HostName = (
+            "hooked_transformer" if plain.kind == "HookedTransformer" else "transformer_bridge"
+        )
+        device = str(get_host(model).device)
+        saved = boot_plain(plain, None, str(model.cfg.model_name), host, device)
+    except ValueError as error:
+        raise CheckpointError(f"{no_llama}. Nor can our own format hold it: {error}") from None
+    _require_same(model, f"{plain.kind} in our own format", saved)
+    reference = reference_of(model, plain.settings)
+    return lambda folder: write_own_format(plain, reference, folder)
+
+
+def _save_quietly(saved: Any, folder: Path) -> None:
+    with without_progress_bar():
+        saved.save_pretrained(folder)
 
 
 def _require_free(folder: Path, overwrite: bool) -> None:
@@ -65,20 +105,18 @@ def _require_free(folder: Path, overwrite: bool) -> None:
         )
 
 
-def _transformers_model(model: Any) -> Any:
+def _transformers_model(model: Any, parts: LlamaParts | None) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     wrapped = wrapped_model(model)
     if wrapped is None:
-        try:
-            parts = llama_parts(model)
-        except ValueError as error:
-            raise CheckpointError(str(error)) from None
+        assert parts is not None
         model_class, config, state = LlamaForCausalLM, LlamaConfig(**parts.settings), parts.state
     else:
         model_class, config = wrapped.model_class, copy.deepcopy(wrapped.config)
         state = _own_state(model_class, config, wrapped.state)
-    return from_state(model_class, config, dict(state), get_host(model).dtype).eval()
+    saved = from_state(model_class, config, dict(state), get_host(model).dtype).eval()
+    return saved.to(get_host(model).device)
 
 
 def _own_state(model_class: Any, config: Any, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -109,24 +147,24 @@ def _own_state(model_class: Any, config: Any, found: Mapping[str, Tensor]) -> di
     return {name: found[name].clone(memory_format=torch.contiguous_format) for name in names}
 
 
-def _require_same(model: Any, saved: Any) -> None:
+def _require_same(model: Any, kind: str, run: Callable[[Tensor], Tensor]) -> None:
     host = get_host(model)
     limit = 10 * TOLERANCES[host.dtype]
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(host.d_vocab, (2, min(24, host.n_ctx)), generator=generator)
+    tokens = torch.randint(host.W_E.shape[0], (2, min(24, host.n_ctx)), generator=generator)
     logits, _ = host.read(tokens, ())
     with torch.no_grad():
-        expected = saved.to(host.device)(tokens.to(host.device)).logits
+        expected = run(tokens.to(host.device))
     difference = (logits.double().log_softmax(-1) - expected.double().log_softmax(-1)).abs().max()
     if not float(difference) <= limit:
         raise CheckpointError(
-            f"as a {type(saved).__name__} this model's log-probabilities would differ by "
+            f"as a {kind} this model's log-probabilities would differ by "
             f"{float(difference):.1e} (allowed {limit:.0e}): something acts that is not in its "
             "weights. Remove hooks (model.reset_hooks()), and save before weights are processed"
         )
 
 
-def _write(saved: Any, tokenizer: Any, folder: Path) -> None:
+def _write(write: Callable[[Path], None], tokenizer: Any, folder: Path) -> None:
     """All files into a new folder beside the target, which then takes the target's place."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:12]
@@ -134,8 +172,7 @@ def _write(saved: Any, tokenizer: Any, folder: Path) -> None:
     old = folder.parent / f".{folder.name}.{mark}.old"
     try:
         partial.mkdir()
-        with without_progress_bar():
-            saved.save_pretrained(partial)
+        write(partial)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
         if folder.exists():

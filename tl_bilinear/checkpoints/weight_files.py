@@ -4,7 +4,6 @@ Shapes are known without reading the numbers. Torch files are pickles: they are 
 `weights_only=True`, which builds tensors and executes nothing.
 """
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tl_bilinear.checkpoints.error import CheckpointError
+from tl_bilinear.checkpoints.error import CheckpointError, one_line
+from tl_bilinear.checkpoints.json_file import parse_json, read_json
+from tl_bilinear.checkpoints.memory import available_bytes
 
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 TORCH = (
@@ -62,25 +63,42 @@ class WeightFiles:
             count[stored.dtype] = count.get(stored.dtype, 0) + size
         return max(count, key=lambda dtype: count[dtype])
 
+    def size_as(self, dtype: torch.dtype | None) -> int:
+        """Bytes of all tensors in a dtype, or as stored."""
+        return sum(
+            torch.Size(stored.shape).numel() * (dtype or stored.dtype).itemsize
+            for stored in self.tensors.values()
+        )
+
     def read(self, name: str) -> Tensor:
         """A tensor's numbers, as stored, on the CPU: a copy that no file backs."""
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         stored = self.tensors[name]
         if stored.mapped is not None:
             return stored.mapped.detach().clone(memory_format=torch.contiguous_format)
-        with safe_open(stored.path, framework="pt") as file:
-            return file.get_tensor(name)
+        try:
+            with safe_open(stored.path, framework="pt") as file:
+                return file.get_tensor(name)
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{stored.path}: {name} cannot be read ({one_line(error)}): fetch it again"
+            ) from None
 
 
-def open_weights(folder: Path) -> WeightFiles:
+def open_weights(folder: Path, only: str | None = None) -> WeightFiles:
     """The folder's weight files, safetensors before torch files, headers read and checked.
+
+    Args:
+        only: the one file to open, instead of those that transformers writes.
 
     Raises:
         CheckpointError: no weights, a missing or damaged file, a pickle that holds anything
             but tensors, an index that points out of the folder, a name that two shards hold.
     """
-    files = _files(folder)
+    first = _first(folder, (*SAFETENSORS, *TORCH) if only is None else (only,))
+    indexed = first.name.endswith(".index.json")
+    files = _shards(first) if indexed else (first,)
     tensors: dict[str, StoredTensor] = {}
     for path in files:
         opened = _open_safetensors(path) if path.suffix == ".safetensors" else _open_torch(path)
@@ -91,37 +109,27 @@ def open_weights(folder: Path) -> WeightFiles:
                 f"tell which one counts; write {folder} again"
             )
         tensors |= opened
+    if indexed:
+        _require_as_indexed(first, tensors)
     if not tensors:
         raise CheckpointError(f"{files[0]} holds no tensor: fetch or write it again")
-    whole = [name for name, stored in tensors.items() if not stored.dtype.is_floating_point]
-    if whole:
-        raise CheckpointError(
-            f"{folder}: {whole[0]} is stored as {tensors[whole[0]].dtype}: quantised weights "
-            "cannot be read; use the checkpoint in float32, bfloat16 or float16"
-        )
     return WeightFiles(folder, files, tensors)
 
 
-def _files(folder: Path) -> tuple[Path, ...]:
-    for name in (*SAFETENSORS, *TORCH):
-        path = folder / name
-        if path.is_file():
-            return _shards(path) if name.endswith(".index.json") else (path,)
+def _first(folder: Path, names: tuple[str, ...]) -> Path:
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    others = f" (nor {', '.join(names[1:])})" if names[1:] else ""
     raise CheckpointError(
-        f"{folder} has no {SAFETENSORS[0]} (nor {', '.join((*SAFETENSORS[1:], *TORCH))}): save "
-        "the model with save_pretrained"
+        f"{folder} has no {names[0]}{others}: save the model with save_pretrained"
     )
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{index} is no index of shards ({type(error).__name__}: {error}): fetch it again"
-        ) from None
+    names = sorted(set(_weight_map(index).values()))
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name or "\\" in name or name == "..":
+        if Path(name).name != name or "\\" in name or name == "..":
             raise CheckpointError(
                 f"{index} names the file {name!r}, which is not one inside its own folder: the "
                 "index is wrong or malicious; it is not followed"
@@ -132,22 +140,79 @@ def _shards(index: Path) -> tuple[Path, ...]:
     return tuple(index.parent / name for name in names)
 
 
+def _weight_map(index: Path) -> dict[str, str]:
+    """Which shard an index says holds which tensor."""
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise CheckpointError(
+            f"{index} is no index of shards (no weight_map of names): fetch it again"
+        )
+    return found
+
+
+def _require_as_indexed(index: Path, tensors: Mapping[str, StoredTensor]) -> None:
+    """Every tensor in the shard that the index names, and no other."""
+    weight_map = _weight_map(index)
+    for name in [*weight_map, *tensors]:
+        said = weight_map.get(name)
+        held = tensors[name].path.name if name in tensors else None
+        if said != held:
+            raise CheckpointError(
+                f"{index} says that {name} is in {said or 'no shard'}, and it is in "
+                f"{held or 'no shard'}: the index and the shards do not belong together; fetch "
+                "or write them again"
+            )
+
+
 def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
     from safetensors import SafetensorError, safe_open
 
-    found: dict[str, StoredTensor] = {}
     try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  (safe_open is no dict)
-                part = file.get_slice(name)
-                dtype = _DTYPES.get(part.get_dtype(), torch.uint8)
-                found[name] = StoredTensor(path, tuple(part.get_shape()), dtype, None)
+        header = _header(path)
+        # A file larger than memory cannot be mapped, and trying leaves it open; how much is
+        # missing is said where its numbers are needed.
+        available = available_bytes()
+        if available is None or path.stat().st_size <= available:
+            with safe_open(path, framework="pt"):
+                pass  # every offset is checked here
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} cannot be read as safetensors ({error}): the file is cut or damaged"
             f"{_first_lost(path)}, fetch or write it again"
         ) from None
+    found: dict[str, StoredTensor] = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in _DTYPES:
+            raise _not_floating(path, name, entry["dtype"])
+        found[name] = StoredTensor(path, tuple(entry["shape"]), _DTYPES[entry["dtype"]], None)
     return found
+
+
+def _header(path: Path) -> dict[str, dict[str, Any]]:
+    """Each tensor's entry in a safetensors file: its length (8 bytes), then JSON.
+
+    Read here as well because safetensors keeps one of two entries of the same name. Empty
+    where there is no header; safetensors says so.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > path.stat().st_size:
+            return {}
+        raw = file.read(size)
+    try:
+        header = parse_json(raw)
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        known = all({"dtype", "shape", "data_offsets"} <= set(entry) for entry in entries.values())
+    except (ValueError, RecursionError, AttributeError, TypeError) as error:
+        known, entries, reason = False, {}, str(error)
+    else:
+        reason = "no entries of tensors"
+    if not known:
+        raise CheckpointError(
+            f"{path} cannot be read as safetensors (header: {reason}): the file is cut or "
+            "damaged; fetch or write it again"
+        )
+    return entries
 
 
 _DTYPES = {
@@ -158,23 +223,24 @@ _DTYPES = {
 }
 
 
-def _first_lost(path: Path) -> str:
-    """ ", from NAME on": the first tensor that a cut file no longer holds, if it can be told.
+def _not_floating(path: Path, name: str, stored_as: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: {name} is stored as {stored_as}: quantised weights cannot be read; use the "
+        "checkpoint in float32, bfloat16 or float16"
+    )
 
-    A safetensors file is the header's length (8 bytes), a JSON header with each tensor's
-    offsets, and the data.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
-        try:
-            header = json.loads(file.read(min(start - 8, size)))
-            ends = {key: entry["data_offsets"][1] for key, entry in header.items() if key[0] != "_"}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return ""
-    lost = [
-        key for key, end in sorted(ends.items(), key=lambda item: item[1]) if start + end > size
-    ]
+
+def _first_lost(path: Path) -> str:
+    """ ", from NAME on": the first tensor that a cut file no longer holds, if it can be told."""
+    try:
+        header = _header(path)
+        with path.open("rb") as file:
+            start = 8 + int.from_bytes(file.read(8), "little")
+        ends = {name: start + entry["data_offsets"][1] for name, entry in header.items()}
+        size = path.stat().st_size
+        lost = [name for name in sorted(ends, key=lambda name: ends[name]) if ends[name] > size]
+    except (OSError, LookupError, TypeError):
+        return ""
     return f", from {lost[0]} on" if lost else ""
 
 
@@ -191,6 +257,9 @@ def _open_torch(path: Path) -> dict[str, StoredTensor]:
             f"{path} is not a plain state dict: {str(other[0])!r} holds a "
             f"{type(state[other[0]]).__name__}, not a tensor. Save the model's state dict alone"
         )
+    for name, value in state.items():
+        if value.dtype not in _DTYPES.values():
+            raise _not_floating(path, str(name), str(value.dtype))
     return {
         str(name): StoredTensor(path, tuple(value.shape), value.dtype, value)
         for name, value in state.items()
@@ -204,9 +273,9 @@ def _unpickled(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
+        reason = one_line(error)[:220]
         raise CheckpointError(
-            f"{path} is not a torch file of tensors alone ({type(error).__name__}: {reason}): "
+            f"{path} is not a torch file of tensors alone ({reason}): "
             "it is damaged, or it would run code, which is never done. Fetch it again, or save "
             "the model with save_pretrained, which writes safetensors"
         ) from None

@@ -21,10 +21,7 @@ def boot(transformers_model: Any, tokenizer: Any, name: str, host: HostName = "a
         ValueError: an unknown host, a HookedTransformer on TransformerLens 4.x, or a model
             that a HookedTransformer cannot hold, with the reason.
     """
-    if host not in ("auto", "hooked_transformer", "transformer_bridge"):
-        raise ValueError(
-            f'`host` must be "auto", "hooked_transformer" or "transformer_bridge", got {host!r}'
-        )
+    require_host_name(host)
     if host == "auto":
         llama = transformers_model.config.model_type == "llama"
         hooked = llama and has_hooked_transformer()
@@ -39,6 +36,14 @@ def boot(transformers_model: Any, tokenizer: Any, name: str, host: HostName = "a
     from tl_bilinear.hosts.hooked import hooked_transformer_of
 
     return hooked_transformer_of(transformers_model, tokenizer)
+
+
+def require_host_name(host: str) -> None:
+    """Raise ValueError for a host that nobody knows."""
+    if host not in ("auto", "hooked_transformer", "transformer_bridge"):
+        raise ValueError(
+            f'`host` must be "auto", "hooked_transformer" or "transformer_bridge", got {host!r}'
+        )
 
 
 def _boot_bridge(transformers_model: Any, tokenizer: Any, name: str) -> Any:

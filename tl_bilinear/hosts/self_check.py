@@ -101,7 +101,7 @@ def self_check(
     limit = TOLERANCES[host.dtype] if tolerance is None else tolerance
     generator = torch.Generator().manual_seed(seed)
     pos = min(24, host.n_ctx)
-    tokens = torch.randint(host.d_vocab, (2, pos), generator=generator)
+    tokens = torch.randint(host.W_E.shape[0], (2, pos), generator=generator)
     gates = [host.gate(i) if host.frozen_gates else None for i in range(host.n_layers)]
     forward = _forward_errors(host, tokens, gates)
     weight, degree = [], []

@@ -195,8 +195,7 @@ def _require_llama(host: AbstractHost) -> None:
     found = [reason for reason, holds in reasons.items() if holds]
     if found:
         raise ValueError(
-            f"this model cannot be saved as a Llama, which has no place for: {'; '.join(found)}. "
-            "Keep it with torch.save(model.state_dict()) and its configuration"
+            f"this model cannot be saved as a Llama, which has no place for: {'; '.join(found)}"
         )
 
 
