@@ -114,7 +114,7 @@ def _require_same(model: Any, saved: Any) -> None:
     limit = 10 * TOLERANCES[host.dtype]
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(host.d_vocab, (2, min(24, host.n_ctx)), generator=generator)
-    logits, _ = host.read(tokens, ())
+    logits, _ = host.read(tokens, (), attention_mask=torch.ones_like(tokens))
     with torch.no_grad():
         expected = saved.to(host.device)(tokens.to(host.device)).logits
     difference = (logits.double().log_softmax(-1) - expected.double().log_softmax(-1)).abs().max()

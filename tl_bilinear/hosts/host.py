@@ -263,25 +263,44 @@ class AbstractHost(ABC):
     # ---- running -------------------------------------------------------------------------
 
     def read(
-        self, tokens: Int[Tensor, "batch pos"], sites: Sequence[str]
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        sites: Sequence[str],
+        *,
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
     ) -> tuple[Float[Tensor, "batch pos d_vocab"], dict[str, Tensor]]:
         """Logits and the values at `sites`, without gradients.
 
+        Args:
+            attention_mask: 1 for tokens, 0 for padding on either side. What stands at padding
+                means nothing. Without a mask every token counts.
+
         Raises:
             KeyError: a name that this model has no hook for (3.9's bridge would ignore it).
+            ValueError: rows that are padded on the left, without a mask.
         """
         self.require_sites(sites)
+        masked = {}
+        if attention_mask is None:
+            self.require_no_left_padding(tokens)
+        else:
+            masked["attention_mask"] = attention_mask.to(self.device)
         wanted = set(sites)
         with torch.no_grad():
             logits, cache = self.model.run_with_cache(
-                tokens.to(self.device), names_filter=lambda name: name in wanted
+                tokens.to(self.device), names_filter=lambda name: name in wanted, **masked
             )
         return logits, {site: cache[site] for site in sites}
 
     def read_streams(
         self, tokens: Int[Tensor, "batch pos"], layers: Sequence[int]
     ) -> dict[int, Float[Tensor, "batch pos d_model"]]:
-        """What the MLPs of some layers read (`mlp_input_site`); the model stops after the last."""
+        """What the MLPs of some layers read (`mlp_input_site`); the model stops after the last.
+
+        Raises:
+            ValueError: rows that are padded on the left.
+        """
+        self.require_no_left_padding(tokens)
         sites = {layer: self.mlp_input_site(layer) for layer in layers}
         self.require_sites(list(sites.values()))
         wanted = set(sites.values())
@@ -309,6 +328,29 @@ class AbstractHost(ABC):
         if unknown:
             raise KeyError(
                 f"{self.kind} has no hook named {unknown}: see the keys of model.hook_dict"
+            )
+
+    def require_no_left_padding(self, tokens: Int[Tensor, "batch pos"]) -> None:
+        """Raise ValueError for rows that begin with padding, by the tokenizer's pad token.
+
+        Attended to, padding on the left makes every logit wrong on every host. One leading token
+        is let through where BOS or EOS is the pad token: it is what the text begins with, unless
+        BOS follows.
+        """
+        tokenizer = self.model.tokenizer
+        pad = getattr(tokenizer, "pad_token_id", None)
+        if pad is None or not tokens.numel():
+            return
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        leading = (tokens == pad).long().cumprod(1).sum(1)
+        padded = leading > (1 if pad in (bos, eos) else 0)
+        if pad != bos and bos is not None and tokens.shape[1] > 1:
+            padded |= (leading == 1) & (tokens[:, 1] == bos)
+        if padded.any():
+            raise ValueError(
+                f"rows {padded.nonzero()[:4, 0].tolist()} begin with padding (token {pad}): padding "
+                "on the left is attended to. Give each prompt without its padding, texts, or to "
+                "host.read and to model(...) an attention_mask"
             )
 
     def run_mlp(

@@ -37,5 +37,13 @@ def split_prompts(text: Text) -> list[Prompt]:
 
 
 def tokenize(host: AbstractHost, prompts: Sequence[Prompt]) -> list[Tensor]:
-    """Token ids [pos] of every prompt."""
-    return [host.to_tokens(p) if isinstance(p, str) else p.detach().cpu() for p in prompts]
+    """Token ids [pos] of every prompt.
+
+    Raises:
+        ValueError: token ids that begin with padding.
+    """
+    rows = [host.to_tokens(p) if isinstance(p, str) else p.detach().cpu() for p in prompts]
+    for row, prompt in zip(rows, prompts, strict=True):
+        if not isinstance(prompt, str):
+            host.require_no_left_padding(row[None])
+    return rows

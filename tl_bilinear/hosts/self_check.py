@@ -170,7 +170,7 @@ def _forward_errors(
 ) -> list[float]:
     layers = range(host.n_layers)
     sites = [site(layer) for layer in layers for site in (host.mlp_input_site, host.mlp_out_site)]
-    _, cache = host.read(tokens, sites)
+    _, cache = host.read(tokens, sites, attention_mask=torch.ones_like(tokens))
     errors = []
     for layer, gate in enumerate(gates):
         weights = host.folded_mlp_weights(layer).to(torch.float64)
@@ -206,7 +206,8 @@ def _degree_error(host: AbstractHost, layer: int, x: Float[Tensor, "1 pos d_mode
 
 
 def _reference_error(host: AbstractHost, tokens: Tensor, reference: Callable) -> float:
-    logits, _ = host.read(tokens, ())
+    # Random tokens may begin with the pad token: the mask says that it is none.
+    logits, _ = host.read(tokens, (), attention_mask=torch.ones_like(tokens))
     with torch.no_grad():
         expected = reference(tokens.to(host.device))
     difference = logits.double().log_softmax(-1) - expected.double().log_softmax(-1)
