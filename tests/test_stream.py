@@ -122,11 +122,74 @@ def test_a_llama_on_every_host(host, folded):
 
 
 @pytest.mark.parametrize("norm", ["LN", "RMS", None])
-def test_native_models_agree_with_each_other(norm):
-    """The same weights in a HookedTransformer and in a native bridge."""
-    models = [native(norm, host, torch.float32) for host in hosts()]
-    plain = [model(TOKENS).detach() for model in models]
-    found = [logits_with(model) for model in models]
-    assert all((a - b).abs().max() > 0.1 for a, b in zip(plain, found, strict=True))
-    if len(models) == 2:
-        pytest.importorskip("transformer_lens")
+@pytest.mark.parametrize("host", hosts())
+def test_native_models_in_float64(host, norm):
+    """Against the blocks' own attention and MLP, as norms and sublayers are put together."""
+    model = native(norm, host)
+    view = tlb.get_host(model)
+    reads = [f"blocks.{i}.hook_{name}" for i in (0, 1) for name in ("resid_mid", "resid_post")]
+    with edited(model):
+        _, cache = view.read(TOKENS, [*reads, *(view.mlp_input_site(i) for i in (0, 1))])
+    for layer in (0, 1):
+        mid = cache[f"blocks.{layer}.hook_resid_mid"]
+        normed = view.mlp_norm(layer).normalize(mid)
+        torch.testing.assert_close(cache[view.mlp_input_site(layer)], normed, rtol=1e-6, atol=1e-6)
+        after = mid + view.mlp_map(layer)(cache[view.mlp_input_site(layer)])
+        after = EDITS.get((layer, "post"), torch.clone)(after)
+        post = cache[f"blocks.{layer}.hook_resid_post"]
+        torch.testing.assert_close(post, after, rtol=1e-6, atol=1e-6)
+    # An edit between attention and MLP is an edit of the stream: the block passes it on.
+    delta = torch.randn(16, dtype=torch.float64)
+    with edit_stream(model, 0, "mid", lambda stream: stream + delta):
+        _, moved = view.read(TOKENS, ["blocks.0.hook_resid_post", view.mlp_out_site(0)])
+    _, still = view.read(TOKENS, ["blocks.0.hook_resid_post", view.mlp_out_site(0)])
+    passed = [c["blocks.0.hook_resid_post"] - c[view.mlp_out_site(0)] for c in (moved, still)]
+    torch.testing.assert_close(passed[0], passed[1] + delta)
+
+
+def test_what_cannot_be_edited_is_refused(unchecked):
+    model = family("StableLM", use_parallel_residual=True)
+    bridge = bridge_of(model, "StableLM")
+    with pytest.raises(ValueError, match="they stand in parallel"):
+        with edit_stream(bridge, 0, "mid", torch.clone):
+            pass
+    with edit_stream(bridge, 0, "post", torch.clone):
+        bridge(TOKENS)
+    bridge = bridge_of(tiny_llama(), "Llama")
+    with pytest.raises(ValueError, match='"pre", "mid" or "post", got \'middle\''):
+        with edit_stream(bridge, 0, "middle", torch.clone):  # pyright: ignore
+            pass
+    with pytest.raises(ValueError, match="`layer` 2 is out of range"):
+        with edit_stream(bridge, 2, "mid", torch.clone):
+            pass
+    with pytest.raises(RuntimeError, match="never ran the stream of layer 1, mid"):
+        with edit_stream(bridge, 1, "mid", torch.clone):
+            pass
+    blocks = bridge.blocks[1]
+    assert not blocks.attn._forward_hooks, "a module hook stayed"
+
+
+@pytest.mark.parametrize("multiplier", [0.5, 1.0])
+def test_a_block_that_scales_its_attention_is_refused(multiplier):
+    """Granite. With a multiplier of one it adds up, and is edited."""
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    config = GraniteConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        vocab_size=40,
+        hidden_act="linear",
+        residual_multiplier=multiplier,
+        attn_implementation="eager",
+    )
+    tlb.register()
+    granite = GraniteForCausalLM(config).eval()
+    bridge = build_bridge_from_module(granite, "GraniteForCausalLM", hf_config=config)
+    with pytest.raises(ValueError, match="scales what its attention writes|does not add what"):
+        with edit_stream(bridge, 0, "mid", torch.clone):
+            pass
+    with edit_stream(bridge, 0, "pre", torch.clone):
+        bridge(TOKENS)
