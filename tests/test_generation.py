@@ -245,7 +245,9 @@ def test_positions_count_tokens_and_leave_padding_out(plain, kind):
         for step, found in enumerate(seen[1:], start=1):
             new = [[length[0] + step - 1], [length[1] + step - 1]]
             if not cached:
-                new = [row + list(range(n, n + step)) for row, n in zip(prompt, length, strict=True)]
+                new = [
+                    row + list(range(n, n + step)) for row, n in zip(prompt, length, strict=True)
+                ]
             assert found == new
         assert len(seen) == STEPS
 
