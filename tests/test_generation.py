@@ -41,7 +41,7 @@ def model(request, kind) -> Any:
     return build(kind, request.param)
 
 
-def build(kind: str, dtype: torch.dtype) -> Any:
+def build(kind: Any, dtype: torch.dtype) -> Any:
     if kind != "native":
         return tlb.load("stories-5l", host=kind, dtype=dtype)
     from transformer_lens.config import TransformerBridgeConfig

@@ -348,9 +348,9 @@ class AbstractHost(ABC):
             padded |= (leading == 1) & (tokens[:, 1] == bos)
         if padded.any():
             raise ValueError(
-                f"rows {padded.nonzero()[:4, 0].tolist()} begin with padding (token {pad}), which is "
-                "attended to. Give each prompt without its padding, texts, or to host.read and to "
-                "model(...) an attention_mask"
+                f"rows {padded.nonzero()[:4, 0].tolist()} begin with padding (token {pad}), which "
+                "is attended to. Give texts, each prompt without its padding, or an attention_mask "
+                "(to host.read, and to the model itself)"
             )
 
     def run_mlp(
