@@ -20,6 +20,7 @@ from tl_bilinear.checkpoints.layouts import find_layout
 from tl_bilinear.checkpoints.layouts.layout import AbstractLayout
 from tl_bilinear.checkpoints.memory import require_memory
 from tl_bilinear.checkpoints.weight_files import Shape, WeightFiles, open_weights
+from tl_bilinear.hosts.self_check import is_finite
 
 
 def read_folder(folder: Path, dtype: torch.dtype | None, device: str) -> tuple[Any, Any]:
@@ -169,17 +170,12 @@ def _surplus(name: str) -> str:
 
 
 def _require_finite(folder: Path, model: Any) -> None:
-    bad = [name for name, value in model.state_dict().items() if not _is_finite(value)]
+    bad = [name for name, value in model.state_dict().items() if not is_finite(value)]
     if bad:
         raise CheckpointError(
             f"{folder}: {', '.join(bad[:4])} holds NaN or infinite numbers; the file is damaged "
             "or the training diverged: use an earlier checkpoint"
         )
-
-
-def _is_finite(value: Tensor) -> bool:
-    # NaN and infinities show in the sum, which costs far less than looking at each number.
-    return bool(torch.isfinite(value.sum()) or torch.isfinite(value).all())
 
 
 def _tokenizer(folder: Path, elsewhere: str | None, vocab_size: int) -> Any:

@@ -16,6 +16,7 @@ from torch import Tensor
 from tl_bilinear.frozen_map import FrozenMap
 from tl_bilinear.hosts.gates import FROZEN, Gate, gated_error, is_identity, require_gate
 from tl_bilinear.hosts.norm import NO_NORM, Norm
+from tl_bilinear.hosts.padding import require_no_left_padding
 from tl_bilinear.quadratic_map import QuadraticMap
 from tl_bilinear.tensor import BilinearTensor
 
@@ -282,7 +283,7 @@ class AbstractHost(ABC):
         self.require_sites(sites)
         masked = {}
         if attention_mask is None:
-            self.require_no_left_padding(tokens)
+            require_no_left_padding(self.model.tokenizer, tokens)
         else:
             masked["attention_mask"] = attention_mask.to(self.device)
         wanted = set(sites)
@@ -300,7 +301,7 @@ class AbstractHost(ABC):
         Raises:
             ValueError: rows that are padded on the left.
         """
-        self.require_no_left_padding(tokens)
+        require_no_left_padding(self.model.tokenizer, tokens)
         sites = {layer: self.mlp_input_site(layer) for layer in layers}
         self.require_sites(list(sites.values()))
         wanted = set(sites.values())
@@ -328,29 +329,6 @@ class AbstractHost(ABC):
         if unknown:
             raise KeyError(
                 f"{self.kind} has no hook named {unknown}: see the keys of model.hook_dict"
-            )
-
-    def require_no_left_padding(self, tokens: Int[Tensor, "batch pos"]) -> None:
-        """Raise ValueError for rows that begin with padding, by the tokenizer's pad token.
-
-        Attended to, padding on the left makes every logit wrong on every host. One leading token
-        is let through where BOS or EOS is the pad token: it is what the text begins with, unless
-        BOS follows.
-        """
-        tokenizer = self.model.tokenizer
-        pad = getattr(tokenizer, "pad_token_id", None)
-        if pad is None or not tokens.numel():
-            return
-        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-        leading = (tokens == pad).long().cumprod(1).sum(1)
-        padded = leading > (1 if pad in (bos, eos) else 0)
-        if pad != bos and bos is not None and tokens.shape[1] > 1:
-            padded |= (leading == 1) & (tokens[:, 1] == bos)
-        if padded.any():
-            raise ValueError(
-                f"rows {padded.nonzero()[:4, 0].tolist()} begin with padding (token {pad}), which "
-                "is attended to. Give texts, each prompt without its padding, or an attention_mask "
-                "(to host.read, and to the model itself)"
             )
 
     def run_mlp(

@@ -6,6 +6,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_bilinear.hosts import AbstractHost
+from tl_bilinear.hosts.padding import require_no_left_padding
 
 Prompt = str | Int[Tensor, " pos"]
 Text = str | Sequence[str] | Tensor | Sequence[Tensor]
@@ -45,5 +46,5 @@ def tokenize(host: AbstractHost, prompts: Sequence[Prompt]) -> list[Tensor]:
     rows = [host.to_tokens(p) if isinstance(p, str) else p.detach().cpu() for p in prompts]
     for row, prompt in zip(rows, prompts, strict=True):
         if not isinstance(prompt, str):
-            host.require_no_left_padding(row[None])
+            require_no_left_padding(host.model.tokenizer, row[None])
     return rows
