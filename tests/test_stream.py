@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, bridge_of, family, process_
+from families import FAMILIES, bridge_of, family, hooked_of, process_
 from models import hosts, native, tiny_llama
 from torch import Tensor
 
@@ -108,6 +108,14 @@ def test_every_family_on_the_bridge(name, mode):
     require_equal(logits_with(bridge, dict(reversed(EDITS.items()))), expected)
     with torch.no_grad():
         require_equal(bridge(TOKENS), model(TOKENS).logits)
+
+
+@pytest.mark.skipif("hooked_transformer" not in hosts(), reason="4.x has no HookedTransformer")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_in_a_hooked_transformer(name):
+    model = family(name)
+    expected = by_hand(model, TOKENS, EDITS)
+    require_equal(logits_with(hooked_of(copy.deepcopy(model))), expected)
 
 
 @pytest.mark.parametrize("folded", [False, True], ids=["raw", "folded"])
