@@ -71,6 +71,7 @@ demos: .venv/.package ## run every demo
 
 bench: .venv/.package ## run the benchmarks
 	.venv/bin/python benchmarks/run.py
+	.venv/bin/python benchmarks/boot.py
 
 # The page is made anew, then shown; a cell above 1e-4 fails.
 parity: .venv/.test .venv-tl4/.test ## every family and host beside Hugging Face, in both environments

@@ -57,6 +57,14 @@ def test_processing_is_exact_or_refused(host, norm, shape):
 
 
 @pytest.mark.parametrize("host", hosts())
+@pytest.mark.parametrize("norm", ["LN", "RMS", "RMSPre"])
+def test_rounding_float64_is_not_taken_for_centring(host, norm):
+    """Processing rounds W_out to float32, which once made us centre it behind an RMSNorm."""
+    model = native(norm, host)
+    assert drift(model, lambda m: process_(m, host)) < 1e-5
+
+
+@pytest.mark.parametrize("host", hosts())
 @pytest.mark.parametrize("norm", ["LN", "RMS"])
 @pytest.mark.parametrize("flag", FLAGS)
 @pytest.mark.parametrize("d_mlp", [24, 16])

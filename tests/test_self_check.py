@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from models import hosts, logits_of, native, save, tiny_llama
+from models import hosts, logits_of, native, save, tiny_llama, word_tokenizer
 
 import tl_bilinear as tlb
 from tl_bilinear import NotBilinearError
@@ -167,6 +167,54 @@ def test_conversion_faults_need_a_reference(host, tmp_path):
     tlb.self_check(model)
     with pytest.raises(NotBilinearError, match="differ from the reference"):
         tlb.self_check(model, reference=logits_of(tiny_llama()))
+
+
+def scaled_heads(model: Any) -> None:
+    """W_O times 1.05, as a checkpoint's attention scale that was folded wrongly."""
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.W_O.mul_(1.05)
+
+
+def wrong_denominator(model: Any) -> None:
+    """Scores divided by sqrt(d_model) instead of sqrt(d_head)."""
+    for block in model.blocks:
+        attention = block.attn
+        if hasattr(attention, "attn_scale"):  # HookedTransformer
+            attention.attn_scale *= 2.0
+        else:
+            attention.original_component.scaling *= 0.5
+
+
+@pytest.mark.parametrize("fault", [scaled_heads, wrong_denominator])
+@pytest.mark.parametrize("host", hosts())
+def test_a_wrong_attention_scale_shows_beside_a_reference(host, fault, tmp_path):
+    """Every MLP agrees with its weights: only the reference tells."""
+    model = tlb.load(save(tiny_llama(), tmp_path / "llama"), host=host)
+    reference = logits_of(tiny_llama())
+    tlb.self_check(model, reference=reference)
+    fault(model)
+    tlb.self_check(model)
+    with pytest.raises(NotBilinearError, match="differ from the reference .*attention scale"):
+        tlb.self_check(model, reference=reference)
+
+
+def test_tokens_that_look_like_padding_do_not_stop_the_check(tmp_path):
+    """The random tokens may begin with the pad token."""
+    folder = word_tokenizer(save(tiny_llama(), tmp_path / "llama"))
+    for seed in range(40):
+        first = torch.randint(40, (2, 24), generator=torch.Generator().manual_seed(seed))[:, 0]
+        if 2 in first.tolist():
+            break
+    model = tlb.load(folder, check=False)
+    assert model.tokenizer.pad_token_id == 2
+    tlb.self_check(model, seed=seed)
+
+
+@pytest.mark.parametrize("host", hosts())
+def test_it_takes_less_than_a_second_on_a_small_model(host):
+    model = tlb.load("stories-5l", host=host, check=False)
+    assert min(tlb.self_check(model).seconds for _ in range(3)) < 1
 
 
 def test_the_check_leaves_the_random_generator_and_the_hooks_alone():

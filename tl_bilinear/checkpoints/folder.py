@@ -22,6 +22,7 @@ from tl_bilinear.checkpoints.own_format import WEIGHTS, read_own_format, read_se
 from tl_bilinear.checkpoints.placement import Placement
 from tl_bilinear.checkpoints.tokenizer import read_tokenizer
 from tl_bilinear.checkpoints.weight_files import Shape, WeightFiles, open_weights
+from tl_bilinear.hosts.self_check import is_finite
 from tl_bilinear.hosts.to_plain import PlainModel
 
 
@@ -222,7 +223,7 @@ def _surplus(name: str) -> str:
 
 def require_finite(folder: Path, state: Mapping[str, Tensor]) -> None:
     """Raise CheckpointError with the names of tensors that hold NaN or infinite numbers."""
-    bad = [name for name, value in state.items() if not torch.isfinite(value).all()]
+    bad = [name for name, value in state.items() if not is_finite(value)]
     if bad:
         raise CheckpointError(
             f"{folder}: {', '.join(bad[:4])} holds NaN or infinite numbers; the file is damaged "

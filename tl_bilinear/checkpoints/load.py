@@ -125,9 +125,11 @@ def _folder(name: str | Path, revision: str | None) -> tuple[Path, str]:
 def _reference(transformers_model: Any) -> Any:
     """Logits of the transformers model, taken before a bridge wraps its modules.
 
-    The bridge changes the module in place, so what is compared is a copy of the original.
+    The bridge changes the module in place, so what is compared is a copy of the original's
+    modules. Its weights are the same memory: booting changes none.
     """
     import copy
 
-    original = copy.deepcopy(transformers_model)
+    tensors = [*transformers_model.parameters(), *transformers_model.buffers()]
+    original = copy.deepcopy(transformers_model, {id(tensor): tensor for tensor in tensors})
     return lambda tokens: original(tokens).logits

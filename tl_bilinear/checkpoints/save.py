@@ -152,7 +152,7 @@ def _require_same(model: Any, kind: str, run: Callable[[Tensor], Tensor]) -> Non
     limit = 10 * TOLERANCES[host.dtype]
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(host.W_E.shape[0], (2, min(24, host.n_ctx)), generator=generator)
-    logits, _ = host.read(tokens, ())
+    logits, _ = host.read(tokens, (), attention_mask=torch.ones_like(tokens))
     with torch.no_grad():
         expected = run(tokens.to(host.device))
     difference = (logits.double().log_softmax(-1) - expected.double().log_softmax(-1)).abs().max()

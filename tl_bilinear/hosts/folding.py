@@ -195,9 +195,11 @@ def _put_inputs_(host: AbstractHost, layer: int, weights: QuadraticMap) -> None:
 def _put_output_(host: AbstractHost, layer: int, weights: QuadraticMap) -> None:
     W_out = host.model.blocks[layer].mlp.W_out
     raw = weights.tensor.out.to(W_out).mT
-    if not torch.equal(raw, W_out):  # processing centred it, along whichever axis
-        with torch.no_grad():
-            W_out.copy_(raw - raw.mean(-1, keepdim=True))
+    # Processing rounds float64 to float32; any larger change is centring, along whichever axis.
+    rounding = 1e-5 * float(raw.abs().max())
+    centred = not torch.allclose(raw, W_out, rtol=0, atol=rounding)
+    with torch.no_grad():
+        W_out.copy_(raw - raw.mean(-1, keepdim=True) if centred else raw)
 
 
 def _put_bias_(mlp: Any, name: str, bias: Float[Tensor, " rank"]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from tl_bilinear.frozen_map import FrozenMap
 from tl_bilinear.hosts.gates import FROZEN, Gate, gated_error, is_identity, require_gate
 from tl_bilinear.hosts.norm import NO_NORM, Norm
+from tl_bilinear.hosts.padding import require_no_left_padding
 from tl_bilinear.quadratic_map import QuadraticMap
 from tl_bilinear.tensor import BilinearTensor
 
@@ -263,25 +264,44 @@ class AbstractHost(ABC):
     # ---- running -------------------------------------------------------------------------
 
     def read(
-        self, tokens: Int[Tensor, "batch pos"], sites: Sequence[str]
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        sites: Sequence[str],
+        *,
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
     ) -> tuple[Float[Tensor, "batch pos d_vocab"], dict[str, Tensor]]:
         """Logits and the values at `sites`, without gradients.
 
+        Args:
+            attention_mask: 1 for tokens, 0 for padding on either side. What stands at padding
+                means nothing. Without a mask every token counts.
+
         Raises:
             KeyError: a name that this model has no hook for (3.9's bridge would ignore it).
+            ValueError: rows that are padded on the left, without a mask.
         """
         self.require_sites(sites)
+        masked = {}
+        if attention_mask is None:
+            require_no_left_padding(self.model.tokenizer, tokens)
+        else:
+            masked["attention_mask"] = attention_mask.to(self.device)
         wanted = set(sites)
         with torch.no_grad():
             logits, cache = self.model.run_with_cache(
-                tokens.to(self.device), names_filter=lambda name: name in wanted
+                tokens.to(self.device), names_filter=lambda name: name in wanted, **masked
             )
         return logits, {site: cache[site] for site in sites}
 
     def read_streams(
         self, tokens: Int[Tensor, "batch pos"], layers: Sequence[int]
     ) -> dict[int, Float[Tensor, "batch pos d_model"]]:
-        """What the MLPs of some layers read (`mlp_input_site`); the model stops after the last."""
+        """What the MLPs of some layers read (`mlp_input_site`); the model stops after the last.
+
+        Raises:
+            ValueError: rows that are padded on the left.
+        """
+        require_no_left_padding(self.model.tokenizer, tokens)
         sites = {layer: self.mlp_input_site(layer) for layer in layers}
         self.require_sites(list(sites.values()))
         wanted = set(sites.values())

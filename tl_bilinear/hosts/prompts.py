@@ -6,6 +6,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_bilinear.hosts import AbstractHost
+from tl_bilinear.hosts.padding import require_no_left_padding
 
 Prompt = str | Int[Tensor, " pos"]
 Text = str | Sequence[str] | Tensor | Sequence[Tensor]
@@ -37,5 +38,13 @@ def split_prompts(text: Text) -> list[Prompt]:
 
 
 def tokenize(host: AbstractHost, prompts: Sequence[Prompt]) -> list[Tensor]:
-    """Token ids [pos] of every prompt."""
-    return [host.to_tokens(p) if isinstance(p, str) else p.detach().cpu() for p in prompts]
+    """Token ids [pos] of every prompt.
+
+    Raises:
+        ValueError: token ids that begin with padding.
+    """
+    rows = [host.to_tokens(p) if isinstance(p, str) else p.detach().cpu() for p in prompts]
+    for row, prompt in zip(rows, prompts, strict=True):
+        if not isinstance(prompt, str):
+            require_no_left_padding(host.model.tokenizer, row[None])
+    return rows

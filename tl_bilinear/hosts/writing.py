@@ -93,7 +93,9 @@ def require_additive(host: AbstractHost) -> None:
     try:
         host._block(0).ln2  # noqa: B018  (a parallel block has none)
         logits, cache = host.read(
-            tokens, [host.embedding_site(), *writes, last, host.final_input_site()]
+            tokens,
+            [host.embedding_site(), *writes, last, host.final_input_site()],
+            attention_mask=torch.ones_like(tokens),
         )
     except (KeyError, AttributeError) as error:
         raise ValueError(_refusal(host, f"its blocks are of another kind ({error})")) from None
