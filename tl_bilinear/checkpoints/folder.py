@@ -33,7 +33,7 @@ def read_folder(
 
     What transformers knows keeps its own class; a layout of `layouts/` becomes a Llama. Code
     in the folder is never run; nothing is downloaded but a tokenizer that the configuration
-    names and the folder lacks.
+    names and the folder lacks. Weights may still be mapped files that nothing has read.
 
     Raises:
         CheckpointError: what is wrong, where, and what to do.
@@ -45,7 +45,6 @@ def read_folder(
         model = _own_class(folder, weights, dtype, where.device_map)
     else:
         model = _as_llama(folder, config, weights, layout, dtype, where.device_map)
-    require_finite(folder, model.state_dict())
     elsewhere = layout.tokenizer_id(config) if layout is not None else None
     tokenizer = read_tokenizer(folder, elsewhere, model.config.vocab_size)
     if where.device_map is None:
@@ -65,7 +64,6 @@ def read_plain(folder: Path, config: Config, dtype: torch.dtype | None) -> tuple
     _require_shapes(folder, "our own format", weights.shapes, settings.shapes())
     require_memory(folder, weights.size_as(dtype), dtype or weights.dtype)
     plain = read_own_format(config, settings, weights, dtype)
-    require_finite(folder, plain.state)
     return plain, read_tokenizer(folder, None, settings.d_vocab)
 
 
@@ -222,7 +220,10 @@ def _surplus(name: str) -> str:
 
 
 def require_finite(folder: Path, state: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError with the names of tensors that hold NaN or infinite numbers."""
+    """Raise CheckpointError with the names of tensors that hold NaN or infinite numbers.
+
+    Reads every weight, which a boot need not otherwise.
+    """
     bad = [name for name, value in state.items() if not is_finite(value)]
     if bad:
         raise CheckpointError(

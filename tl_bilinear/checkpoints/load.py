@@ -7,7 +7,12 @@ import torch
 
 from tl_bilinear.checkpoints.bundled import bundled_folder, bundled_models
 from tl_bilinear.checkpoints.config_file import read_config
-from tl_bilinear.checkpoints.folder import CheckpointError, read_folder, read_plain
+from tl_bilinear.checkpoints.folder import (
+    CheckpointError,
+    read_folder,
+    read_plain,
+    require_finite,
+)
 from tl_bilinear.checkpoints.hub import hub_folder, is_hub_id
 from tl_bilinear.checkpoints.own_format import is_own_format, require_reference
 from tl_bilinear.checkpoints.placement import DeviceMap, Placement, placement
@@ -40,9 +45,10 @@ def load(
             this TransformerLens has it.
         dtype: as stored where it is None.
         device: a torch device string, "cpu" where it is None.
-        check: run `self_check`, transformers' own forward pass as the reference (for our own
-            format the log-probabilities that were stored with the model). Without it a model
-            that is not bilinear is returned as the ordinary model that it is.
+        check: look for NaN in the weights and run `self_check`, transformers' own forward pass
+            as the reference (for our own format the log-probabilities that were stored with the
+            model). Without it a model that is not bilinear is returned as the ordinary model
+            that it is, and nothing is read of its weights that booting does not read.
         frozen_gates: take a gated model (SiLU, GELU or ReLU gates) as well, with its own
             activation, to be read on prompts: what needs its MLPs as tensors takes the gates'
             slopes act(g)/g from the forward pass and says so (`freeze_gates_`). A bilinear
@@ -71,6 +77,8 @@ def load(
         where.require_single("HookedTransformer", 'use host="transformer_bridge"')
     transformers_model, tokenizer = read_folder(folder, config, dtype, where)
     transformers_model.config.name_or_path = shown
+    if check:
+        require_finite(folder, transformers_model.state_dict())
     expected = _reference(transformers_model) if check else None
     if host == "auto" and where.device_map is not None:
         host = "transformer_bridge"
@@ -93,6 +101,8 @@ def _load_own_format(
 ) -> Any:
     where.require_single("natively built model", "give one device")
     plain, tokenizer = read_plain(folder, config, dtype)
+    if check:
+        require_finite(folder, plain.state)
     model = boot_plain(plain, tokenizer, shown, host, where.device)
     if check:
         self_check(model)

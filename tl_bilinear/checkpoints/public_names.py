@@ -8,7 +8,7 @@ import torch
 from tl_bilinear import hosts
 from tl_bilinear.checkpoints.config_file import read_config
 from tl_bilinear.checkpoints.error import CheckpointError
-from tl_bilinear.checkpoints.folder import read_folder
+from tl_bilinear.checkpoints.folder import read_folder, require_finite
 from tl_bilinear.checkpoints.hub import hub_folder, hub_tokenizer_folder
 from tl_bilinear.checkpoints.layouts import find_layout
 from tl_bilinear.checkpoints.placement import Placement
@@ -63,7 +63,9 @@ def read_packed(hub_id: str, dtype: torch.dtype) -> Any:
         CheckpointError: what is wrong, where, and what to do.
     """
     folder = hub_folder(hub_id)
-    return read_folder(folder, read_config(folder), dtype, Placement("cpu"))[0]
+    model = read_folder(folder, read_config(folder), dtype, Placement("cpu"))[0]
+    require_finite(folder, model.state_dict())
+    return model
 
 
 def outline_packed(hub_id: str) -> tuple[Any, str | None]:

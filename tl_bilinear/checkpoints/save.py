@@ -17,18 +17,20 @@ from tl_bilinear.checkpoints.own_format import reference_of, write_own_format
 from tl_bilinear.hosts import get_host
 from tl_bilinear.hosts.boot import HostName
 from tl_bilinear.hosts.from_plain import boot_plain
+from tl_bilinear.hosts.hooked_source import source_of, transformers_state
 from tl_bilinear.hosts.self_check import TOLERANCES
-from tl_bilinear.hosts.to_llama import LlamaParts, llama_parts, wrapped_model
+from tl_bilinear.hosts.to_llama import llama_parts, wrapped_model
 from tl_bilinear.hosts.to_plain import plain_model
 
 
 def save_pretrained(model: Any, folder: str | Path, *, overwrite: bool = False) -> Path:
     """Save a model, its weights as they are now, and its tokenizer.
 
-    A bridge of a transformers model keeps its class and configuration; a HookedTransformer
-    and a natively built bridge become a Llama (`hidden_act` "linear" where they are bilinear).
-    One that no Llama can hold (LayerNorm, no norm, learned positions, softcaps, ...) is saved
-    in our own format (docs/format.md), which `load` reads and transformers refuses.
+    What came from a transformers model keeps its class and configuration, on either host. What was
+    built natively, and what weight processing has changed so that its class has no place for it,
+    becomes a Llama (`hidden_act` "linear" where it is bilinear). One that no Llama can hold
+    (LayerNorm, no norm, learned positions, softcaps, ...) is saved in our own format
+    (docs/format.md), which `load` reads and transformers refuses.
     Edits in place, folded norms and centred weights are saved as they stand: log-probabilities
     stay, logits may have lost a constant. What was not folded is read back exactly by `load`.
 
@@ -54,17 +56,50 @@ def save_pretrained(model: Any, folder: str | Path, *, overwrite: bool = False) 
 
 
 def _writer(model: Any) -> Callable[[Path], None]:
-    """What writes the checked model into a folder."""
-    if wrapped_model(model) is None:
+    """What writes the checked model into a folder: its own class, or a Llama, or our format."""
+    reasons = []
+    for make in (_in_its_own_class, _as_a_llama):
         try:
-            parts = llama_parts(model)
+            saved = make(model)
         except ValueError as error:
-            return _own_format_writer(model, str(error))
+            reasons.append(str(error))
+            continue
+        if saved is not None:
+            saved = saved.to(get_host(model).device)
+            _require_same(model, type(saved).__name__, lambda tokens, run=saved: run(tokens).logits)
+            return lambda folder: _save_quietly(saved, folder)
+    return _own_format_writer(model, ". ".join(reasons))
+
+
+def _in_its_own_class(model: Any) -> Any:
+    """The transformers class that a model was made from; None for what was built natively.
+
+    Raises:
+        ValueError: weights that the class has no place for, as processing makes them.
+    """
+    wrapped, source = wrapped_model(model), source_of(model)
+    if wrapped is not None:
+        model_class, config = wrapped.model_class, copy.deepcopy(wrapped.config)
+        state = _own_state(model_class, config, wrapped.state)
+    elif source is not None:
+        model_class = source.model_class
+        config, state = transformers_state(get_host(model).model, source)
     else:
-        parts = None
-    saved = _transformers_model(model, parts)
-    _require_same(model, type(saved).__name__, lambda tokens: saved(tokens).logits)
-    return lambda folder: _save_quietly(saved, folder)
+        return None
+    return from_state(model_class, config, dict(state), get_host(model).dtype).eval()
+
+
+def _as_a_llama(model: Any) -> Any:
+    """A Llama with the same log-probabilities.
+
+    Raises:
+        ValueError: what this model has and no Llama can hold.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    parts = llama_parts(model)
+    config = LlamaConfig(**parts.settings)
+    return from_state(LlamaForCausalLM, config, dict(parts.state), get_host(model).dtype).eval()
 
 
 def _own_format_writer(model: Any, no_llama: str) -> Callable[[Path], None]:
@@ -103,20 +138,6 @@ def _require_free(folder: Path, overwrite: bool) -> None:
             f"{folder} is no checkpoint (it has no config.json), and overwrite=True would delete "
             "all that is in it: give another folder"
         )
-
-
-def _transformers_model(model: Any, parts: LlamaParts | None) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    wrapped = wrapped_model(model)
-    if wrapped is None:
-        assert parts is not None
-        model_class, config, state = LlamaForCausalLM, LlamaConfig(**parts.settings), parts.state
-    else:
-        model_class, config = wrapped.model_class, copy.deepcopy(wrapped.config)
-        state = _own_state(model_class, config, wrapped.state)
-    saved = from_state(model_class, config, dict(state), get_host(model).dtype).eval()
-    return saved.to(get_host(model).device)
 
 
 def _own_state(model_class: Any, config: Any, found: Mapping[str, Tensor]) -> dict[str, Tensor]:

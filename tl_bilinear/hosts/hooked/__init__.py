@@ -16,6 +16,7 @@ from tl_bilinear.hosts.hooked.olmo2 import Olmo2Decoder
 from tl_bilinear.hosts.hooked.rotary import require_same_rotation
 from tl_bilinear.hosts.hooked.stablelm import StableLmDecoder
 from tl_bilinear.hosts.hooked.windowed import MistralDecoder, QwenDecoder
+from tl_bilinear.hosts.hooked_source import remember_source_
 from tl_bilinear.hosts.hooked_transformer import BiasedGatedMLP
 from tl_bilinear.hosts.registration import register
 
@@ -79,6 +80,7 @@ def hooked_transformer_of(transformers_model: Any, tokenizer: Any) -> HookedTran
     buffers = {name for name, _ in model.named_buffers()}
     assert set(missing) <= buffers and not surplus, (missing, surplus)
     model.to(device, print_details=False)
+    remember_source_(model, transformers_model)
     return model.eval()
 
 

@@ -135,11 +135,15 @@ class Decoder:
 
     # ---- weights -------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Float[Tensor, "..."]]:
-        """Every parameter of the HookedTransformer, by its name there."""
+    def state(self, *, stored: bool = False) -> dict[str, Float[Tensor, "..."]]:
+        """Every parameter of the HookedTransformer, by its name there; views where they can be.
+
+        Args:
+            stored: as the transformers model stores them, `as_held` left out.
+        """
         head = self.model.lm_head
         state = {
-            "embed.W_E": self.embedding(),
+            "embed.W_E": self.model.model.embed_tokens.weight,
             "unembed.W_U": head.weight.T,
             "unembed.b_U": bias_of(head, self.config.vocab_size),
             **self.norm("ln_final", self.model.model.norm),
@@ -151,11 +155,18 @@ class Decoder:
                 **{f"mlp.{key}": value for key, value in self.mlp(layer.mlp).items()},
             }
             state |= {f"blocks.{index}.{key}": value for key, value in block.items()}
-        return {key: value.detach() for key, value in state.items()}
+        return {
+            key: value.detach() if stored else self.as_held(key, value.detach())
+            for key, value in state.items()
+        }
 
-    def embedding(self) -> Float[Tensor, "d_vocab d_model"]:
-        """What a token writes into the stream."""
-        return self.model.model.embed_tokens.weight
+    def as_held(self, name: str, stored: Tensor) -> Tensor:
+        """A stored tensor as a HookedTransformer holds it."""
+        return stored
+
+    def as_stored(self, name: str, held: Tensor) -> Tensor:
+        """The inverse of `as_held`."""
+        return held
 
     def norms(self, layer: Any) -> dict[str, Tensor]:
         """The norms of a block."""

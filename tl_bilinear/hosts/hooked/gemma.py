@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from tl_bilinear.hosts.hooked.decoder import Decoder
@@ -15,15 +14,23 @@ class GemmaDecoder(Decoder):
             raise self.refuse("its attention reads later positions")
         return super().settings()
 
-    def embedding(self) -> Float[Tensor, "d_vocab d_model"]:
-        embed = self.model.model.embed_tokens
-        return embed.weight * embed.embed_scale.to(embed.weight.dtype)
-
-    def norm(self, name: str, norm: Any) -> dict[str, Tensor]:
-        weight = norm.weight
+    def as_held(self, name: str, stored: Tensor) -> Tensor:
+        if name == "embed.W_E":
+            return stored * self._embedding_scale(stored)
+        if not name.endswith(".w"):
+            return stored
         # transformers adds in float32, or above; what half precision then loses is rounding.
-        gain = 1.0 + weight.to(torch.promote_types(weight.dtype, torch.float32))
-        return {f"{name}.w": gain.to(weight.dtype)}
+        gain = 1.0 + stored.to(torch.promote_types(stored.dtype, torch.float32))
+        return gain.to(stored.dtype)
+
+    def as_stored(self, name: str, held: Tensor) -> Tensor:
+        if name == "embed.W_E":
+            return held / self._embedding_scale(held)
+        return held - 1.0 if name.endswith(".w") else held
+
+    def _embedding_scale(self, like: Tensor) -> Tensor:
+        embed = self.model.model.embed_tokens
+        return torch.tensor(embed.scalar_embed_scale, device=like.device).to(like.dtype)
 
 
 class Gemma2Decoder(GemmaDecoder):
