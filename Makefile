@@ -69,9 +69,10 @@ dictionaries: .venv/.package ## train the pair of dictionaries of stories-5l aga
 demos: .venv/.package ## run every demo
 	@for demo in demos/*.py; do echo "== $$demo"; .venv/bin/python "$$demo" || exit 1; done
 
-bench: .venv/.package ## run the benchmarks
+bench: .venv/.bench ## run the benchmarks, and write their tables
 	.venv/bin/python benchmarks/run.py
 	.venv/bin/python benchmarks/boot.py
+	.venv/bin/python benchmarks/decompositions.py --output benchmarks/decompositions.md
 
 # The page is made anew, then shown; a cell above 1e-4 fails.
 parity: .venv/.test .venv-tl4/.test ## every family and host beside Hugging Face, in both environments
@@ -95,7 +96,7 @@ clean: ## remove caches and builds; environments and trained models stay
 
 # Set-up. $(1) is the environment, $(2) its constraints.
 #
-# .package, .test and .lint in an environment say that a step is done. While a step is at work
+# .package, .test, .lint and .bench in an environment say that a step is done. While a step is at work
 # .package is called .unfinished, and an environment where that is found is made anew. One with
 # neither was made by hand and is brought up to date.
 #
@@ -116,7 +117,7 @@ $(1)/.package: pyproject.toml $(2)
 	@mv $(1)/.unfinished $$@; touch $$@
 
 $(1)/.lint: $(1)/.test
-$(1)/.test $(1)/.lint: $(1)/.%: $(1)/.package
+$(1)/.test $(1)/.lint $(1)/.bench: $(1)/.%: $(1)/.package
 	@echo "Adding the $$* tools to $(1)"
 	@mv $(1)/.package $(1)/.unfinished
 	@$(1)/bin/python -m pip install --quiet --constraint $(2) --group $$*

@@ -6,7 +6,8 @@ CPU milliseconds, ours over the fastest contender, the spread of ours against it
 run, what a call adds to the peak of a forked process, and the operations of our matrix products
 (counted by torch, LAPACK's apart) over the floor of one product per direction.
 
-A row is a function of a seeded generator that returns a `Case`; add it to CASES.
+A case is a function of a seeded generator that returns a `Case`; add it to CASES. Below them stand
+the rows of `higher_order.py` and `interactions.py`. What is missed is in the table as measured.
 """
 
 import argparse
@@ -14,12 +15,14 @@ import importlib.util
 import platform
 import random
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from higher_order import page as higher_order
+from interactions import cases as interaction_cases
 from measure import cpu_seconds, peak_mib
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -217,27 +220,54 @@ def measured(case: Case, rounds: int) -> list[str]:
     return [*lines, ""]
 
 
+def interactions_page(rounds: int) -> Iterator[str]:
+    """Lines of the page for interaction tables."""
+    columns = ("contender ms", "ours ms", "contender / ours", "contender MiB", "ours MiB")
+    yield f"| ours / contender | {' | '.join(columns)} |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    for row in interaction_cases(rounds):
+        yield (
+            f"| {row.name} | {row.baseline:.0f} | {row.contender:.0f} | {1 / row.ratio:.2f} "
+            f"| {row.baseline_mib:.0f} | {row.contender_mib:.0f} |"
+        )
+    yield from ("", "Target: at least 2 at 8192 features and d 512, under 1024 MiB.", "")
+
+
+def sections(wanted: list[str], rounds: int, seed: int) -> Iterator[str]:
+    """The page, line by line, as it is measured."""
+    yield "# Results of `python benchmarks/decompositions.py`"
+    yield ""
+    yield (
+        f"torch {version('torch')}, Python {platform.python_version()}, one thread, {rounds} "
+        f"rounds, seed {seed}. Medians of CPU time."
+    )
+    yield ""
+    for name in wanted:
+        if name in CASES:
+            yield from measured(CASES[name](random.Random(f"{seed} {name}")), rounds)
+    if "higher_order" in wanted:
+        yield from ("### HOSVD, similarity, CP; float64", "")
+        yield from higher_order(random.Random(f"{seed} higher order"), 1024)
+    if "interactions" in wanted:
+        yield from ("### Interactions of one output feature over all pairs, top 32; float32", "")
+        yield from interactions_page(rounds)
+
+
 def main() -> None:
+    every = [*CASES, "higher_order", "interactions"]
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("cases", nargs="*", default=list(CASES), help=", ".join(CASES))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("cases", nargs="*", default=every, help=", ".join(every))
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="write the page here as well")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    lines = [
-        "# Results of `python benchmarks/decompositions.py`",
-        "",
-        f"torch {version('torch')}, Python {platform.python_version()}, one thread, "
-        f"{given.rounds} rounds, seed {given.seed}. Medians of CPU time.",
-        "",
-    ]
-    print("\n".join(lines), flush=True)
-    for name in given.cases:
-        found = measured(CASES[name](random.Random(f"{given.seed} {name}")), given.rounds)
-        print("\n".join(found), flush=True)
-        lines += found
-        if given.output:  # after every case: a run that is stopped keeps what it has
+    torch.manual_seed(given.seed)
+    lines = []
+    for line in sections(given.cases, given.rounds, given.seed):
+        print(line, flush=True)
+        lines.append(line)
+        if given.output:  # after every line: a run that is stopped keeps what it has
             given.output.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 

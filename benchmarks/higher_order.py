@@ -1,12 +1,12 @@
 """HOSVD, similarity and CP beside dense contenders and beside the matrix products they need.
 
-`python benchmarks/decomposition_cases_hosvd.py` prints them, one thread, float64, CPU time;
-`cases()` is for a runner of all decompositions. `--large DxR` measures one large shape in float32
-instead, with the peak of the whole process.
+Rows of `python benchmarks/decompositions.py`, in float64. Alone, `python benchmarks/higher_order.py
+4096x14336` measures one large shape in float32 with the peak of the whole process (minutes).
 """
 
 import argparse
 import importlib.util
+import random
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +19,7 @@ import tl_bilinear as tlb
 from tl_bilinear.decompositions.cp_fit import fit
 
 Run = Callable[[], object]
+AT_LEAST_50, AT_LEAST_10 = (f"{n} at d 256, growing with d" for n in (50, 10))
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,18 @@ def random_tensor(d: int, rank: int, seed: int = 0, dtype: torch.dtype = torch.f
     return tlb.BilinearTensor(*factors)
 
 
-def cases(largest: int = 1024) -> Iterator[Case]:
-    """Every case up to a size; dense contenders stop at d 256, where they take seconds."""
-    for d, rank in ((64, 256), (128, 512), (256, 1024)):
+def cases(rng: random.Random, largest: int = 1024) -> Iterator[Case]:
+    """Every case up to a size, sizes within 5 %; dense contenders stop at d 256 (seconds)."""
+
+    def sizes(*about: int) -> Iterator[tuple[int, int]]:
+        for d in about:
+            yield d + rng.randint(-d // 20, d // 20), 4 * d + rng.randint(-d // 5, d // 5)
+
+    for d, rank in sizes(64, 128, 256):
         yield from dense_cases(random_tensor(d, rank), f"d {d}, rank {rank}")
-    for d, rank in ((256, 1024), (512, 2048), (1024, 4096)):
-        if d <= largest:
-            yield from floor_cases(random_tensor(d, rank), random_tensor(d, rank, 1), d, rank)
-    for d, rank in ((64, 256), (128, 512)):
+    for d, rank in sizes(*(d for d in (256, 512, 1024) if d <= largest)):
+        yield from floor_cases(random_tensor(d, rank), random_tensor(d, rank, 1), d, rank)
+    for d, rank in sizes(64, 128):
         yield cp_case(random_tensor(d, rank), 16, f"d {d}, rank {rank}, 16 atoms")
 
 
@@ -66,8 +71,8 @@ def dense_cases(tensor: tlb.BilinearTensor, size: str) -> Iterator[Case]:
     def ours():
         return tlb.hosvd(tensor)
 
-    yield Case(f"hosvd (3 modes) / dense SVD (1 mode), {size}", by_svd, ours, "1/50 at d 256")
-    yield Case(f"hosvd (3 modes) / dense Gram (1 mode), {size}", by_gram, ours, "1/10 at d 256", 5)
+    yield Case(f"hosvd (3 modes) / dense SVD (1 mode), {size}", by_svd, ours, AT_LEAST_50)
+    yield Case(f"hosvd (3 modes) / dense Gram (1 mode), {size}", by_gram, ours, AT_LEAST_10, 5)
     if importlib.util.find_spec("tensorly"):
         import tensorly
         from tensorly.decomposition import partial_tucker
@@ -100,14 +105,14 @@ def floor_cases(a: tlb.BilinearTensor, b: tlb.BilinearTensor, d: int, rank: int)
         f"hosvd / its matrix products (10 rank^2 d + 6 rank d^2), {size}",
         products(5, 3),
         lambda: tlb.hosvd(a),
-        "2.5 at d 1024",
+        "0.4 (1/2.5) at d 1024",
         rounds,
     )
     yield Case(
         f"tensor_similarity / its matrix products (20 rank^2 d), {size}",
         products(10, 0),
         lambda: tlb.tensor_similarity(a, b),
-        "2",
+        "0.5 (1/2)",
         rounds,
     )
 
@@ -180,26 +185,29 @@ def large(d: int, rank: int) -> None:
         )
 
 
+def page(rng: random.Random, largest: int) -> Iterator[str]:
+    """Lines of the page: a table, then the errors that CP reaches."""
+    yield from (
+        "| ours / contender | contender ms | ours ms | contender / ours | contender itself "
+        "| contender MiB | ours MiB | target |",
+        "|---|---:|---:|---:|---|---:|---:|---|",
+    )
+    for case in cases(rng, largest):
+        found = compare(case.name, case.baseline, case.contender, case.rounds)
+        yield (
+            f"| {found.name} | {found.baseline:.1f} | {found.contender:.1f} "
+            f"| {1 / found.ratio:.2f} | {found.noise[0]:.2f}-{found.noise[1]:.2f} "
+            f"| {found.baseline_mib:.0f} | {found.contender_mib:.0f} | {case.target} |"
+        )
+    yield from ("", parafac_error() + ".", "")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--largest", type=int, default=1024)
-    parser.add_argument("--large", metavar="DxR", help="for example 4096x14336")
-    arguments = parser.parse_args()
+    parser.add_argument("shape", metavar="DxR", help="for example 4096x14336")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    if arguments.large:
-        large(*map(int, arguments.large.split("x")))
-        return
-    for case in cases(arguments.largest):
-        found = compare(case.name, case.baseline, case.contender, case.rounds)
-        print(
-            f"{found.name}: {found.contender:.1f} / {found.baseline:.1f} ms, "
-            f"ratio {found.ratio:.4f} (1/{1 / found.ratio:.1f}), "
-            f"noise {found.noise[0]:.2f}-{found.noise[1]:.2f}, MiB "
-            f"{found.contender_mib:.0f} / {found.baseline_mib:.0f}; target {case.target or 'none'}",
-            flush=True,
-        )
-    print(parafac_error())
+    large(*map(int, parser.parse_args().shape.split("x")))
 
 
 if __name__ == "__main__":
