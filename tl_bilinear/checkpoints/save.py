@@ -2,6 +2,7 @@
 or, where no transformers class can hold it, into one of our own format."""
 
 import copy
+import functools
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -61,13 +62,14 @@ def _writer(model: Any) -> Callable[[Path], None]:
     for make in (_in_its_own_class, _as_a_llama):
         try:
             saved = make(model)
-        except ValueError as error:
-            reasons.append(str(error))
-            continue
-        if saved is not None:
+            if saved is None:
+                continue
             saved = saved.to(get_host(model).device)
             _require_same(model, type(saved).__name__, lambda tokens, run=saved: run(tokens).logits)
-            return lambda folder: _save_quietly(saved, folder)
+        except ValueError as error:
+            reasons.append(str(error))
+        else:
+            return functools.partial(_save_quietly, saved)
     return _own_format_writer(model, ". ".join(reasons))
 
 

@@ -236,7 +236,8 @@ def _attention(host: AbstractHost, layer: int) -> dict[str, Tensor]:
 
 def _rotates_adjacent_pairs(host: AbstractHost) -> bool:
     # A native bridge always does, whatever its configuration says.
-    return isinstance(host, TransformerBridgeHost) or host.model.cfg.rotary_adjacent_pairs
+    native = isinstance(host, TransformerBridgeHost) and wrapped_model(host.model) is None
+    return native or bool(getattr(host.model.cfg, "rotary_adjacent_pairs", False))
 
 
 def _in_halves(value: Float[Tensor, "*axes d_head"]) -> Float[Tensor, "*axes d_head"]:
