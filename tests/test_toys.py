@@ -280,7 +280,7 @@ def test_models_lists_the_toys_in_a_table_of_their_own():
 
     from tl_bilinear.cli import app
 
-    done = CliRunner().invoke(app, ["models"], env={"COLUMNS": "140"})
+    done = CliRunner().invoke(app, ["models"], env={"COLUMNS": "80"})
     assert done.exit_code == 0
     for name in bundled_toys():
         assert name in done.stdout

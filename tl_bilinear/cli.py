@@ -177,7 +177,7 @@ def models() -> None:
             folder = bundled_folder(name)
             assert folder is not None
             table.add_row(name, *_model_row(folder))
-        columns = ("toy model", "MLP", "layers", "d_model", "d_mlp", "test accuracy")
+        columns = ("bilinear toy model", "layers", "d_mlp", "test accuracy")
         toys = Table(*(Column(name, no_wrap=True) for name in columns), box=SIMPLE)
         for name in bundled_toys():
             toys.add_row(name, *_toy_row(name))
@@ -267,8 +267,7 @@ def _toy_row(name: str) -> list[str]:
     sizes, test = config["model"], config["measured"]["test"]
     by_operation = test if isinstance(test, dict) else {"": test}
     return [
-        sizes.get("activation", "bilinear"),
-        *(f"{sizes.get(key, 1):,}" for key in ("n_layers", "d_model", "d_mlp")),
+        *(f"{sizes.get(key, 1):,}" for key in ("n_layers", "d_mlp")),
         ", ".join(f"{key} {value:.3f}".strip() for key, value in by_operation.items()),
     ]
 
