@@ -69,7 +69,7 @@ class ModularRun:
 
 TRAINING: dict[Form, TrainingConfig] = {
     "heads": TrainingConfig(
-        n_steps=1000,
+        n_steps=1500,
         learning_rate=1e-2,
         weight_decay=1.0,
         beta2=0.98,
@@ -101,10 +101,10 @@ def recipes(
         for seed in seeds_of[form]:
             for operations in PAIRS:
                 for activation in activations:
-                    layers = 1 if form == "heads" else 2
+                    width, layers = (80, 1) if form == "heads" else (48, 2)
                     yield ModularRecipe(
                         ModularTask(p, operations, seed=seed),
-                        ModularConfig(p, 2, form, activation, n_layers=layers),
+                        ModularConfig(p, 2, form, activation, d_mlp=width, n_layers=layers),
                         TRAINING[form],
                         seed,
                     )

@@ -105,12 +105,12 @@ task.accuracy(model(task.pairs), "test")  # by operation; logits are [operation,
 
 ## Accuracy
 
-Of all architectures, which have equal numbers of weights ({_weights(runs)}): an MLP without a gate
-is 3/2 times as wide. The mean over seeds ({seeds["heads"]} of the form "heads", {seeds["token"]} of
-"token"), in brackets the lowest and the highest where there are several. Each operation has
-{round(task.train_share * task.p**2)} of its {task.p**2} pairs to train on, drawn by the seed, and
-the others are its test. Guessing gives {task.chance:.3f}, and the constant answer 0 to a b
-{(2 * task.p - 1) / task.p**2:.3f}.
+Of all architectures, which have equal numbers of weights ({_weights(runs)}): an MLP
+without a gate is 3/2 times as wide. The mean over seeds ({seeds["heads"]} of the form "heads",
+{seeds["token"]} of "token"), in brackets the lowest and the highest where there are several. Each
+operation has {round(task.train_share * task.p**2)} of its {task.p**2} pairs to train on, drawn by
+the seed, and the others are its test. Guessing gives {task.chance:.3f}, and the constant answer 0
+to a b {(2 * task.p - 1) / task.p**2:.3f}.
 
 {_accuracy_table(runs)}
 
@@ -130,7 +130,7 @@ folder that `load_modular` reads.
 
 ## Known weaknesses
 
-- One recipe per form, the same for all architectures and chosen on the bilinear one: no learning
+- One recipe per form, the same for all architectures and chosen on a few runs: no learning
   rate or weight decay was searched for the others, so a low test accuracy is this recipe's, and no
   verdict on an architecture.
 - The recipe was chosen with test pairs in view.
