@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Else pyright asks the network for a newer version.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help report test test-tl3 test-tl4 test-tl4-quietly check format models dictionaries demos bench parity faults clean
+.PHONY: help report test test-tl3 test-tl4 test-tl4-quietly check format models toys dictionaries demos bench parity faults clean
 
 help: ## list what make can do
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -60,8 +60,12 @@ format: .venv/.lint ## let ruff format and mend
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
-models: .venv/.package ## train stories-5l again (about an hour), on TEXT and the teacher's stories
+models: toys ## train stories-5l again (about an hour), on TEXT and the teacher's stories, and the toys
 	.venv/bin/python -m tl_bilinear.conversion.stories --work-dir .cache/models $(if $(TEXT),--text "$(TEXT)")
+
+toys: .venv/.package ## train the toy models (digits, mod-p) again (ten minutes)
+	.venv/bin/python -m tl_bilinear.recipes.digits --work-dir .cache/toys --threads 1
+	.venv/bin/python -m tl_bilinear.recipes.modular --work-dir .cache/toys --threads 1
 
 dictionaries: .venv/.package ## train the pair of dictionaries of stories-5l again (ten minutes)
 	.venv/bin/python -m tl_bilinear.recipes.story_dictionaries --work-dir .cache/dictionaries --threads 1 $(if $(TEXT),--text "$(TEXT)")

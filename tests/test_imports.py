@@ -23,7 +23,7 @@ LAYERS = (
     ("unlearning", "sweeps", "recipes"),
     ("views",),
     ("attribution", "circuits", "ablation", "features", "conversion", "training"),
-    ("checkpoints", "optimisation"),
+    ("checkpoints", "optimisation", "toys"),
     ("hosts",),
     ("decompositions",),
     ("tensor", "quadratic_map", "frozen_map", "gaussian", "dictionary"),

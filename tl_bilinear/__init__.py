@@ -113,6 +113,7 @@ _FOLDERS = (
     "hosts",
     "optimisation",
     "sweeps",
+    "toys",
     "training",
     "views",
 )

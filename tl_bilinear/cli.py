@@ -169,6 +169,7 @@ def models() -> None:
     with _errors_in_one_line():
         from tl_bilinear.checkpoints import bundled_models
         from tl_bilinear.checkpoints.bundled import bundled_folder
+        from tl_bilinear.toys import bundled_toys
 
         names = ("name", "MLP", "layers", "d_model", "d_mlp", "d_vocab")
         table = Table(*(Column(name, no_wrap=True) for name in names), box=SIMPLE)
@@ -176,7 +177,12 @@ def models() -> None:
             folder = bundled_folder(name)
             assert folder is not None
             table.add_row(name, *_model_row(folder))
+        columns = ("bilinear toy model", "layers", "d_mlp", "test accuracy")
+        toys = Table(*(Column(name, no_wrap=True) for name in columns), box=SIMPLE)
+        for name in bundled_toys():
+            toys.add_row(name, *_toy_row(name))
     Console().print(table)
+    Console().print(toys)
 
 
 @app.command()
@@ -251,6 +257,18 @@ def _model_row(folder: Path) -> list[str]:
     return [
         "bilinear" if gate == "linear" else f"gated ({gate})",
         *(f"{config[name]:,}" for name in names),
+    ]
+
+
+def _toy_row(name: str) -> list[str]:
+    from tl_bilinear.toys.stored import read_config
+
+    config = read_config(name)
+    sizes, test = config["model"], config["measured"]["test"]
+    by_operation = test if isinstance(test, dict) else {"": test}
+    return [
+        *(f"{sizes.get(key, 1):,}" for key in ("n_layers", "d_mlp")),
+        ", ".join(f"{key} {value:.3f}".strip() for key, value in by_operation.items()),
     ]
 
 

@@ -7,6 +7,7 @@ from tl_bilinear.views.contributions import contribution_table as contribution_t
 from tl_bilinear.views.extra import require_views as require_views
 from tl_bilinear.views.figure import figure_svg as figure_svg
 from tl_bilinear.views.page import Page as Page
+from tl_bilinear.views.pictures import eigenvector_figure as eigenvector_figure
 from tl_bilinear.views.spectrum import spectrum_figure as spectrum_figure
 from tl_bilinear.views.table import Markup as Markup
 from tl_bilinear.views.table import table as table
