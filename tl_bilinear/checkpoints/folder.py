@@ -71,10 +71,11 @@ def _own_class(
     folder: Path, weights: WeightFiles, dtype: torch.dtype | None, device_map: Any
 ) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):
+        with no_init_weights(), torch.device("meta"):
             expected = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     # Wrong values fail wherever a class first uses them: a division, an index, an attribute.
     except Exception as error:
@@ -91,6 +92,7 @@ def _own_class(
     with without_progress_bar():
         return AutoModelForCausalLM.from_pretrained(
             folder,
+            config=config,
             dtype=dtype or "auto",
             local_files_only=True,
             trust_remote_code=False,
