@@ -71,35 +71,54 @@ def _own_class(
     folder: Path, weights: WeightFiles, dtype: torch.dtype | None, device_map: Any
 ) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.initialization import no_init_weights
 
+    config_file = folder / "config.json"
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        with no_init_weights(), torch.device("meta"):
+    except Exception as error:
+        raise _no_model(config_file, error) from None
+    require_memory(folder, weights.size_as(dtype), dtype or weights.dtype)
+    ties, failure = config.tie_word_embeddings, None  # loading unties what differs
+    if weights.are_safetensors:
+        try:
+            with without_progress_bar():
+                model = AutoModelForCausalLM.from_pretrained(
+                    folder,
+                    config=config,
+                    dtype=dtype or "auto",
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                    attn_implementation="eager",
+                    device_map=device_map,
+                )
+        except Exception as error:
+            failure = error
+        else:
+            pairs = dict(model._tied_weights_keys or {}) if ties else {}
+            _require_tied(folder, pairs, weights.shapes, weights.read)
+            _require_state(folder, model, weights.shapes)
+            return model
+    # A model without weights, for the names and shapes that its class expects.
+    try:
+        with torch.device("meta"):
             expected = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     # Wrong values fail wherever a class first uses them: a division, an index, an attribute.
     except Exception as error:
-        raise CheckpointError(
-            f"transformers has no causal language model for {folder / 'config.json'} "
-            f"({one_line(error)}): correct config.json"
-        ) from None
+        raise _no_model(config_file, error) from None
     _require_state(folder, expected, weights.shapes)
-    require_memory(folder, weights.size_as(dtype), dtype or weights.dtype)
-    _require_tied(folder, expected, weights.shapes, weights.read)
-    if not weights.are_safetensors:
-        state = {name: weights.read(name) for name in weights.tensors}
-        return from_state(type(expected), config, state, dtype or weights.dtype, device_map)
-    with without_progress_bar():
-        return AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype or "auto",
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            attn_implementation="eager",
-            device_map=device_map,
-        )
+    _require_tied(folder, _ties(expected), weights.shapes, weights.read)
+    if failure is not None:
+        raise failure
+    state = {name: weights.read(name) for name in weights.tensors}
+    return from_state(type(expected), config, state, dtype or weights.dtype, device_map)
+
+
+def _no_model(config_file: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"transformers has no causal language model for {config_file} ({one_line(error)}): "
+        "correct config.json"
+    )
 
 
 def _as_llama(
@@ -130,7 +149,7 @@ def _as_llama(
             "correct config.json"
         ) from None
     _require_state(folder, expected, {name: tuple(value.shape) for name, value in state.items()})
-    _require_tied(folder, expected, state, state.__getitem__)
+    _require_tied(folder, _ties(expected), state, state.__getitem__)
     return from_state(LlamaForCausalLM, llama_config, state, target, device_map)
 
 
@@ -175,11 +194,16 @@ def _require_state(folder: Path, model: Any, found: Mapping[str, Shape]) -> None
     _require_shapes(folder, type(model).__name__, found, kept)
 
 
-def _require_tied(folder: Path, model: Any, found: Collection[str], read: Read) -> None:
+def _ties(model: Any) -> dict[str, str]:
+    """Names that are to be another tensor, and which."""
+    return dict(model.all_tied_weights_keys) if model.config.tie_word_embeddings else {}
+
+
+def _require_tied(
+    folder: Path, pairs: Mapping[str, str], found: Collection[str], read: Read
+) -> None:
     """A stored tensor that is to be another one must equal it: one of the two would be lost."""
-    if not model.config.tie_word_embeddings:
-        return
-    for name, source in dict(model.all_tied_weights_keys).items():
+    for name, source in pairs.items():
         if name in found and source in found and not torch.equal(read(name), read(source)):
             raise CheckpointError(
                 f"{folder}: {name} is stored and differs from {source}, and config.json says "
