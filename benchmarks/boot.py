@@ -157,11 +157,38 @@ def median(costs: list[Cost], field: str) -> float:
     return statistics.median(getattr(one, field) for one in costs)
 
 
+def unforked(rounds: int) -> None:
+    """Unchecked bridges beside the baseline in one process: no page faults of a fork in the way."""
+    with tempfile.TemporaryDirectory() as parent:
+        folders = {"stories-5l": ZOO / "stories-5l"}
+        folders["35M"] = random_llama(Path(parent) / "35M", SIZES["35M"])
+        for name, folder in folders.items():
+            runs = boots(folder, "transformer_bridge")
+            del runs["checked"]
+            times: dict[str, list[float]] = {key: [] for key in runs}
+            with quiet():
+                for number in range(rounds + 1):
+                    for key, run in runs.items():
+                        start = time.process_time()
+                        run()
+                        times[key] += [time.process_time() - start] if number else []
+            first, ours, again = (times[k] for k in ("baseline", "unchecked", "baseline again"))
+            rows = zip(first, ours, again, strict=True)
+            ratio = statistics.median(2 * b / (a + c) for a, b, c in rows)
+            noise = statistics.quantiles([c / a for a, c in zip(first, again, strict=True)], n=4)
+            print(f"{name}: {ratio:.2f} of the baseline ({noise[0]:.2f}-{noise[2]:.2f} itself)")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--unforked", action="store_true", help="unchecked bridges alone")
+    given = parser.parse_args()
+    rounds = given.rounds
     torch.set_num_threads(1)
+    if given.unforked:
+        unforked(rounds)
+        return
     table = Table(title="Boot: CPU ms, ratios to TransformerLens' own boot, peak MiB added")
     for column in (
         "model, host",
