@@ -29,6 +29,7 @@ from tl_bilinear.decompositions.eigen import Gauge
 from tl_bilinear.frozen_map import FrozenMap
 from tl_bilinear.hosts import AbstractHost, get_host
 from tl_bilinear.hosts.gates import activation_name
+from tl_bilinear.hosts.layers import checked_layers
 from tl_bilinear.hosts.prompts import Text
 from tl_bilinear.hosts.provenance import Provenance, provenance
 from tl_bilinear.hosts.reading import (
@@ -166,7 +167,7 @@ def attribute_modes(
         ValueError: bad prompts, target, layers, k or gauge.
     """
     host = get_host(model)
-    layers = _check_layers(host, layers)
+    layers = checked_layers(host, layers)
     if k is not None and not 1 <= k <= host.d_model:
         raise ValueError(f"`k` must be between 1 and d_model = {host.d_model}, got {k}")
     require_additive(host)
@@ -191,18 +192,6 @@ def attribute_modes(
         provenance=provenance(host, frozen_maps(host) + frozen_slopes(host, layers), gauge),
         **stacked,
     )
-
-
-def _check_layers(host: AbstractHost, layers: Sequence[int] | None) -> tuple[int, ...]:
-    if layers is None:
-        return tuple(range(host.n_layers))
-    wrong = [layer for layer in layers if not 0 <= layer < host.n_layers]
-    if wrong or not layers or len(set(layers)) != len(layers):
-        raise ValueError(
-            f"`layers` must be different layers of this model's {host.n_layers} "
-            f"(0-{host.n_layers - 1}), got {list(layers)}"
-        )
-    return tuple(layers)
 
 
 def _attribute_layer(

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from tl_bilinear.hosts import AbstractHost, get_host
 from tl_bilinear.hosts.gates import gated_error
+from tl_bilinear.hosts.layers import checked_layers
 from tl_bilinear.sweeps.chunks import Chunk
 from tl_bilinear.sweeps.computation import AbstractComputation, Function, FunctionComputation
 from tl_bilinear.sweeps.computations import make_computation
@@ -101,7 +102,7 @@ def run_sweep(
         host,
         _as_computation(compute, bytes_per_direction),
         _as_directions(directions),
-        _checked_layers(host, layers),
+        checked_layers(host, layers),
         dtype or (torch.float32 if host.dtype.itemsize < 4 else host.dtype),
         Path(folder).expanduser().resolve(),
     )
@@ -321,18 +322,6 @@ def _as_directions(directions: Directions | Tensor) -> Directions:
         )
     labels = tuple(str(row) for row in range(len(directions)))
     return Directions(directions, labels, "mlp_out", "given")
-
-
-def _checked_layers(host: AbstractHost, layers: Sequence[int] | None) -> tuple[int, ...]:
-    if layers is None:
-        return tuple(range(host.n_layers))
-    wrong = [layer for layer in layers if not 0 <= layer < host.n_layers]
-    if wrong or not layers or len(set(layers)) != len(layers):
-        raise ValueError(
-            f"`layers` must be different layers of this model's {host.n_layers} "
-            f"(0-{host.n_layers - 1}), got {list(layers)}"
-        )
-    return tuple(layers)
 
 
 def _say(text: str) -> None:

@@ -1,28 +1,11 @@
-"""The two files of a stored dictionary: a JSON configuration and safetensors, nothing else."""
+"""The weights of a stored dictionary: safetensors, nothing else."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tl_bilinear.checkpoints.error import CheckpointError
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        CheckpointError: it is not one.
-    """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not JSON ({error}): fetch the file again") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds no JSON object: fetch the file again")
-    return config
 
 
 def read_tensors(path: Path, needed: tuple[str, ...]) -> dict[str, Tensor]:

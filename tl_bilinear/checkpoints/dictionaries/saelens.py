@@ -11,8 +11,9 @@ by it when decoded: both are folded into the weights here.
 from pathlib import Path
 from typing import Any
 
-from tl_bilinear.checkpoints.dictionaries.files import read_json, read_tensors
+from tl_bilinear.checkpoints.dictionaries.files import read_tensors
 from tl_bilinear.checkpoints.error import CheckpointError
+from tl_bilinear.checkpoints.json_file import read_json
 from tl_bilinear.dictionary import Activation, Dictionary
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"

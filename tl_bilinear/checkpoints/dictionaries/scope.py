@@ -10,8 +10,9 @@ MLP, gain and bias included (that of these models has neither).
 from pathlib import Path
 from typing import Any
 
-from tl_bilinear.checkpoints.dictionaries.files import read_json, read_tensors
+from tl_bilinear.checkpoints.dictionaries.files import read_tensors
 from tl_bilinear.checkpoints.error import CheckpointError
+from tl_bilinear.checkpoints.json_file import read_json
 from tl_bilinear.dictionary import Dictionary
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
