@@ -34,7 +34,7 @@ ALGEBRA = {"tensor", "quadratic_map", "gaussian", "dictionary"}
 VIEWS_MAY_IMPORT = {"views", "decompositions", "results"} | ALGEBRA
 ONLY_IN = {
     "transformer_lens": {"hosts"},
-    "transformers": {"checkpoints", "conversion", "training"},
+    "transformers": {"checkpoints", "conversion", "training", "recipes"},
     "circuitsvis": {"views"},
     "matplotlib": {"views"},
 }
