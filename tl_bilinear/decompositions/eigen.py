@@ -109,7 +109,9 @@ def _result(
         raise not_finite()
     dtype = tensor.dtype
     largest = pairs.vectors.gather(-1, pairs.vectors.abs().argmax(-1, keepdim=True))
-    vectors = pairs.vectors * torch.where(largest < 0, -1.0, 1.0)
+    signs = torch.where(largest < 0, -1.0, 1.0)
+    # In place where nothing else holds the vectors: they are the largest thing here.
+    vectors = pairs.vectors * signs if problem.differentiable else pairs.vectors.mul_(signs)
     count = pairs.values.shape[-1]
     return Eigendecomposition(
         eigenvalues=pairs.values.to(dtype).reshape(*batch, count),

@@ -28,8 +28,8 @@ from tl_bilinear.conversion.stories import (
     ZOO,
 )
 from tl_bilinear.recipes.story_runs import (
+    CONTEXT,
     TOKENS_PER_STEP,
-    WINDOW,
     StoryRecipe,
     StoryRun,
     StorySize,
@@ -41,15 +41,17 @@ from tl_bilinear.training import MLP, Shape, train_tokenizer
 
 D_VOCAB = 2048
 SIZES = (
-    StorySize("stories-1l", Shape(D_VOCAB, n_layers=1, n_ctx=WINDOW)),
-    StorySize("stories-2l", Shape(D_VOCAB, n_layers=2, n_ctx=WINDOW, tied=True), latent_noise=0.33),
+    StorySize("stories-1l", Shape(D_VOCAB, n_layers=1, d_model=112, n_ctx=CONTEXT)),
+    StorySize(
+        "stories-2l", Shape(D_VOCAB, n_layers=2, d_model=112, n_ctx=CONTEXT), latent_noise=0.1
+    ),
 )
 MLPS: tuple[MLP, ...] = ("bilinear", "swiglu", "relu", "gelu")
 RATES = (2e-3, 4e-3, 8e-3)
 SEEDS = (0, 1, 2)
 N_STORIES = 2560
-N_STEPS = 1000
-SEARCH = 4  # a run for choosing the learning rate has this part of the steps
+N_STEPS = 3000
+SEARCH = 6  # a run for choosing the learning rate has this part of the steps
 THIRD_SPLIT = "third split"
 
 

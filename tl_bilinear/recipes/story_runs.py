@@ -25,7 +25,7 @@ from tl_bilinear.optimisation.files import (
 from tl_bilinear.recipes.toy_runs import seconds_of
 from tl_bilinear.training import MLP, Shape, TrainingConfig, fresh_model, train
 
-WINDOW, BATCH = 256, 8
+CONTEXT, WINDOW, BATCH = 256, 128, 4
 TOKENS_PER_STEP = WINDOW * BATCH
 
 
@@ -120,9 +120,9 @@ def run_story(recipe: StoryRecipe, text: StoryText, work_dir: Path) -> StoryRun:
     if not figures.exists():
         model = fresh_model(recipe.size.shape, recipe.mlp, seed=recipe.seed)
         batches = TokenWindows(text.stream, BATCH, WINDOW, seed=recipe.seed)
-        train(model, batches, recipe.training(), out_folder=folder, checkpoint_every=200)
+        train(model, batches, recipe.training(), out_folder=folder, checkpoint_every=500)
         losses = {
-            name: asdict(evaluate(model, text.tokenizer, stories, max_tokens=WINDOW))
+            name: asdict(evaluate(model, text.tokenizer, stories, max_tokens=CONTEXT))
             for name, stories in text.held_out.items()
         }
         found = {
