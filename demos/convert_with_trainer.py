@@ -110,11 +110,11 @@ def main() -> None:
     trainer = convert(given.output, given.steps)
     fingerprints = gather_object([fingerprint_parameters(trainer.model)])
     require_same(fingerprints)
-    if trainer.is_world_process_zero():
+    first = trainer.is_world_process_zero()
+    trainer.accelerator.end_training()  # what follows is for one process alone
+    if first:
         print(f"{len(fingerprints)} processes, the same weights in each: {fingerprints[0]}")
         report(given.output)
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
