@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Else pyright asks the network for a newer version.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help report test test-tl3 test-tl4 test-tl4-quietly check format models toys dictionaries demos bench parity faults clean
+.PHONY: help report test test-tl3 test-tl4 test-tl4-quietly check format models toys dictionaries demos accelerate bench parity faults clean
 
 help: ## list what make can do
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -72,6 +72,13 @@ dictionaries: .venv/.package ## train the pair of dictionaries of stories-5l aga
 
 demos: .venv/.package ## run every demo
 	@for demo in demos/*.py; do echo "== $$demo"; .venv/bin/python "$$demo" || exit 1; done
+
+# `accelerate launch --cpu` alone starts one process (without MPI); --multi_gpu starts two, and the
+# variable keeps them on the CPU, where they talk through gloo.
+accelerate: .venv/.package ## your own Trainer script converts a model, on two CPU processes
+	ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 .venv/bin/accelerate launch --multi_gpu --num_processes 2 \
+	    --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0 \
+	    demos/convert_with_trainer.py
 
 bench: .venv/.bench ## run the benchmarks, and write their tables
 	.venv/bin/python benchmarks/run.py

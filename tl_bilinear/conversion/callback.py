@@ -13,7 +13,6 @@ Checkpoints on the way say `gate_beta` in their config.json: their `hidden_act` 
 one, and the gate is neither that nor linear.
 """
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from transformers import (
 from tl_bilinear.conversion.annealing import AnnealedGate, anneal_, fold_gate_, set_beta_
 from tl_bilinear.conversion.gates import gated_mlps
 from tl_bilinear.conversion.schedules import beta_at
-from tl_bilinear.optimisation.files import replace_folder
+from tl_bilinear.optimisation.files import whole_folder
 
 BETA_KEY = "gate_beta"
 _SCALE = ".scale"
@@ -133,12 +132,10 @@ def finish_folder(source: str | Path, target: str | Path) -> Path:
                 gate.scale.copy_(scales[index])
     fold_gate_(model)
     delattr(model.config, BETA_KEY)
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    if (source / "tokenizer_config.json").exists():
-        AutoTokenizer.from_pretrained(source, local_files_only=True).save_pretrained(temporary)
-    replace_folder(temporary, target)
+    with whole_folder(target) as temporary:
+        model.save_pretrained(temporary)
+        if (source / "tokenizer_config.json").exists():
+            AutoTokenizer.from_pretrained(source, local_files_only=True).save_pretrained(temporary)
     return target
 
 

@@ -38,7 +38,7 @@ from tl_bilinear.optimisation.files import (
     fingerprint_settings,
     fingerprint_tokens,
     replace_file,
-    replace_folder,
+    whole_folder,
 )
 
 ZOO = Path(__file__).parents[1] / "zoo"
@@ -144,14 +144,12 @@ def folded_untrained(teacher_folder: Path) -> PreTrainedModel:
 
 def save_student(model: PreTrainedModel, card: str, teacher_folder: Path, folder: Path) -> None:
     """Write weights, tokenizer, licence and card to `folder`, each file whole."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    for name in ("tokenizer.json", "tokenizer_config.json", "LICENSE"):
-        shutil.copyfile(teacher_folder / name, temporary / name)
-    (temporary / "README.md").write_text(card, encoding="utf-8")
-    (temporary / "model.safetensors").chmod(0o644)
-    replace_folder(temporary, folder)
+    with whole_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        for name in ("tokenizer.json", "tokenizer_config.json", "LICENSE"):
+            shutil.copyfile(teacher_folder / name, temporary / name)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        (temporary / "model.safetensors").chmod(0o644)
 
 
 def build(
