@@ -60,8 +60,11 @@ format: .venv/.lint ## let ruff format and mend
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
-models: toys ## train stories-5l again (about an hour), on TEXT and the teacher's stories, and the toys
+models: toys stories ## train stories-5l again (about two hours), on TEXT and the teacher's stories, and all others
 	.venv/bin/python -m tl_bilinear.conversion.stories --work-dir .cache/models $(if $(TEXT),--text "$(TEXT)")
+
+stories: .venv/.package ## train stories-1l, stories-2l and their twins again (an hour and a half), on TEXT as well
+	.venv/bin/python -m tl_bilinear.recipes.small_stories --work-dir .cache/stories --threads 1 --page benchmarks/twins.md $(if $(TEXT),--text "$(TEXT)")
 
 toys: .venv/.package ## train the toy models (digits, mod-p) again (ten minutes)
 	.venv/bin/python -m tl_bilinear.recipes.digits --work-dir .cache/toys --threads 1

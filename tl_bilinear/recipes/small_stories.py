@@ -8,6 +8,9 @@ runs. Three seeds each; the models of seed 0 go into the zoo. Stopped, the same 
     python -m tl_bilinear.recipes.small_stories --work-dir .cache/stories --text TEXT
 """
 
+import copy
+import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -16,17 +19,21 @@ import torch
 import typer
 from rich.console import Console
 
-from tl_bilinear.conversion.evaluation import load_folder, read_stories
+from tl_bilinear.conversion.evaluation import Evaluation, evaluate, load_folder, read_stories
 from tl_bilinear.conversion.memory import keep_freed_memory
 from tl_bilinear.conversion.sampling import sample_stories
 from tl_bilinear.conversion.stories import (
     HELD_OUT,
     SAMPLING_BATCH,
     SHIPPED_TEXT,
+    STUDENT,
     TEACHER,
     TRAINING_SEED,
     ZOO,
+    greedy_text,
 )
+from tl_bilinear.optimisation.files import replace_file, whole_folder
+from tl_bilinear.recipes.small_story_cards import story_card, twins_page
 from tl_bilinear.recipes.story_runs import (
     CONTEXT,
     TOKENS_PER_STEP,
@@ -151,6 +158,57 @@ def runs_of(
                 yield run_story(recipe, text, work_dir), searched
 
 
+def others(text: StoryText, zoo: Path = ZOO) -> dict[str, dict[str, Evaluation]]:
+    """Losses of the bundled teacher and of its bilinear version, by text and model."""
+    losses: dict[str, dict[str, Evaluation]] = {name: {} for name in text.held_out}
+    for model_name, shown in (
+        (TEACHER, f"{TEACHER} (teacher)"),
+        (STUDENT, f"{STUDENT} (converted)"),
+    ):
+        model, tokenizer = load_folder(zoo / model_name)
+        for name, stories in text.held_out.items():
+            losses[name][shown] = evaluate(model, tokenizer, stories)
+    return losses
+
+
+def ship(
+    run: StoryRun,
+    searched: dict[float, float],
+    text: StoryText,
+    trained_on: str,
+    command: str,
+    zoo: Path = ZOO,
+) -> None:
+    """Write a run's model to the zoo: weights in bf16, to be read in float32, and its card."""
+    model = run.model()
+    rounded = copy.deepcopy(model).bfloat16()
+    read = copy.deepcopy(rounded).float()
+    changes = [
+        abs(
+            evaluate(read, text.tokenizer, stories, max_tokens=CONTEXT).nats_per_token
+            - run.losses[name].nats_per_token
+        )
+        for name, stories in text.held_out.items()
+    ]
+    card = story_card(
+        run,
+        searched,
+        command=command,
+        text=trained_on,
+        sample=greedy_text(model, text.tokenizer, n_tokens=120),
+        rounding=max(changes),
+    )
+    with whole_folder(zoo / run.recipe.name) as folder:
+        rounded.save_pretrained(folder)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config["dtype"] = "float32"  # what transformers and load() compute in
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        text.tokenizer.save_pretrained(folder)
+        shutil.copyfile(zoo / TEACHER / "LICENSE", folder / "LICENSE")
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / "model.safetensors").chmod(0o644)
+
+
 def _main(
     work_dir: Annotated[Path, typer.Option(help="Samples and runs; resumes from here.")],
     text: Annotated[
@@ -159,6 +217,7 @@ def _main(
     zoo: Annotated[Path, typer.Option(help="Where the models lie.")] = ZOO,
     n_stories: Annotated[int, typer.Option(help="Stories that the teacher writes.")] = N_STORIES,
     steps: Annotated[int, typer.Option(help="Steps of a run.")] = N_STEPS,
+    page: Annotated[Path | None, typer.Option(help="Write the table of twins here.")] = None,
     only: Annotated[str | None, typer.Option(help="One size alone: stories-1l, say.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads of torch; 0 leaves the default.")] = 0,
 ) -> None:
@@ -175,11 +234,30 @@ def _main(
         console.print(
             f"{len(data.stream)} tokens to train on; {steps * TOKENS_PER_STEP} read per run"
         )
-        for run, _ in runs_of(sizes, data, work_dir, n_steps=steps):
+        command = "python -m tl_bilinear.recipes.small_stories --work-dir .cache/stories"
+        command += f" --steps {steps} --n-stories {n_stories} --threads {torch.get_num_threads()}"
+        trained_on = f"{n_stories} stories that `{TEACHER}` wrote (temperature 1, seed 0)"
+        if text is not None:
+            command += f" --text {text}"
+            trained_on += f" and those of {text.name} without its first {2 * HELD_OUT} and last one"
+        finished = []
+        for run, searched in runs_of(sizes, data, work_dir, n_steps=steps):
+            finished.append((run, searched))
             found = ", ".join(
                 f"{name} {loss.nats_per_token:.4f}" for name, loss in run.losses.items()
             )
             console.print(f"{run.recipe.name}, seed {run.recipe.seed}: {found}", soft_wrap=True)
+            if run.recipe.seed == SEEDS[0]:
+                ship(run, searched, data, trained_on, command, zoo)
+        if page is not None:
+            written = twins_page(
+                finished,
+                others(data, zoo),
+                command=command + f" --page {page}",
+                n_text=len(data.stream),
+                third_split=THIRD_SPLIT,
+            )
+            replace_file(page, written.encode())
     except (ValueError, OSError) as error:
         Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True)
         raise typer.Exit(1) from error

@@ -6,7 +6,7 @@ of two matrices is half as wide again.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import ArceeConfig, ArceeForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -61,8 +61,7 @@ def fresh_model(
     if mlp not in get_args(MLP):
         raise ValueError(f"`mlp` is {mlp!r}: give one of {', '.join(get_args(MLP))}")
     gated = mlp in GATED
-    config_class = LlamaConfig if gated else ArceeConfig
-    config = config_class(
+    sizes: dict[str, Any] = dict(
         vocab_size=shape.d_vocab,
         num_hidden_layers=shape.n_layers,
         hidden_size=shape.d_model,
@@ -80,7 +79,11 @@ def fresh_model(
     )
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
-        model = (LlamaForCausalLM if gated else ArceeForCausalLM)(config)
+        model = (
+            LlamaForCausalLM(LlamaConfig(**sizes))
+            if gated
+            else ArceeForCausalLM(ArceeConfig(**sizes))
+        )
         _initialise_(model, shape)
     return model.eval()
 
