@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, get_args
 
+from tl_bilinear.decompositions import Mode
 from tl_bilinear.hosts.provenance import Provenance
 
 NodeKind = Literal[
@@ -89,6 +90,9 @@ class Circuit:
     provenance: Provenance
     settings: Mapping[str, Any] = field(default_factory=dict)
     """How it was traced: split, basis, budget; strings, numbers, lists."""
+    modes: Mapping[str, Mode] = field(default_factory=dict, compare=False, repr=False)
+    """The eigenmodes behind nodes of kind "mode", by id, ready for `ablate`; a circuit that was
+    read from a file has none."""
 
     def __post_init__(self):
         twice = [name for name, n in Counter(node.id for node in self.nodes).items() if n > 1]
