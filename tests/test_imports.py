@@ -26,7 +26,7 @@ LAYERS = (
     ("checkpoints", "optimisation", "toys"),
     ("hosts",),
     ("decompositions",),
-    ("tensor", "quadratic_map", "frozen_map", "gaussian", "dictionary"),
+    ("tensor", "quadratic_map", "frozen_map", "gaussian", "dictionary", "characters"),
     ("results",),
 )
 SIBLINGS = {"attribution", "circuits", "ablation", "features", "conversion", "training"}
