@@ -129,6 +129,11 @@ class Circuit:
         entered = {edge.target for edge in self.edges}
         return tuple(n for n in self.nodes if n.id not in entered and n.kind != "logit")
 
+    @cached_property
+    def edges_by_size(self) -> tuple[Edge, ...]:
+        """Largest |share| first."""
+        return tuple(sorted(self.edges, key=lambda edge: -abs(edge.share)))
+
     @property
     def remainder(self) -> float:
         """The signed part of the target that was not followed to its sources."""

@@ -114,7 +114,7 @@ def _title(circuit: Circuit) -> str:
 
 def _lines(node: Node) -> tuple[str, ...]:
     # The number has a line of its own: beside right-to-left text it would change places.
-    label = f"“{node.label}”" if node.kind == "token" else node.label
+    label = f"“{visible(node.label)}”" if node.kind == "token" else node.label
     where = [f"L{node.layer}"] if node.layer is not None else []
     where += [f"position {node.position}"] if node.position is not None else []
     return (label, *([" ".join(where)] if where else []), f"{node.share:+.4g}")

@@ -9,6 +9,8 @@ from tl_bilinear.circuits.circuit import Circuit, Edge, Node
 from tl_bilinear.views.circuit_names import Measure, shown_token
 from tl_bilinear.views.circuit_sizes import Sizes
 
+CHANNEL = 2.5
+"""Gaps at the right edge, for lines that go around the last column."""
 CROWDED = 3
 """Boxes of one row for which a column makes room; more of them stand in further rows."""
 
@@ -38,24 +40,37 @@ def levels_of(
     no line goes down.
     """
     levels: dict[str, float] = {}
+    constant = {n.id for n in nodes if n.kind != "token" and not inputs[n.id]}
     for node in nodes:
         if node.kind == "token":
             levels[node.id] = 0.0
         elif node.kind == "logit":
-            levels[node.id] = 2.0 * n_layers + 3
+            levels[node.id] = 2.0 * n_layers + 1
         else:
-            below = [levels[e.source] for e in inputs[node.id] if e.source in levels]
-            level = max(below, default=0.0) + 0.5
-            if node.layer is not None:
-                own = 2.0 * node.layer + (1 if node.kind == "head" else 2)
-                level = own if own >= level else level
-            levels[node.id] = level
-    for node in nodes:
-        if node.kind != "token" and not inputs[node.id]:
+            below = [e.source for e in inputs[node.id] if e.source not in constant]
+            least = max((levels[source] for source in below if source in levels), default=0.0)
+            own = _own_level(node)
+            levels[node.id] = own if own > least else least + 0.25
+    for node in reversed(nodes):
+        if node.id in constant and node.kind != "logit":
             above = min((levels[e.target] for e in outputs[node.id]), default=math.inf)
-            if levels[node.id] >= above:
-                levels[node.id] = above - 0.5
+            levels[node.id] = min(levels[node.id], above - 0.5)
     return levels
+
+
+def _own_level(node: Node) -> float:
+    if node.layer is None:
+        return 0.0
+    half = {"head": 1.0, "join": 1.5}.get(node.kind, 2.0)
+    return 2 * node.layer + half
+
+
+def band_name(level: float, n_layers: int) -> str:
+    """What stands at a level, if that has a name of its own."""
+    layer, half = divmod(level - 1, 2)
+    if not 0 <= layer < n_layers:
+        return ""
+    return {0.0: f"L{layer:.0f} heads", 1.0: f"L{layer:.0f} MLP"}.get(half, "")
 
 
 def column_centres(
@@ -80,10 +95,10 @@ def column_centres(
         for word, p in zip(words, order, strict=True)
     ]
     skips = sum(b - a > 1 for a, b in zip(order, order[1:], strict=False))
-    room = sizes.width - sizes.margin - sizes.gap - skips * sizes.font
-    upright = math.fsum(words) + sizes.gap * len(words) <= room
+    room = sizes.width - sizes.margin - CHANNEL * sizes.gap - skips * sizes.font
+    upright = math.fsum(words) + 2 * sizes.gap * len(words) <= room
     narrow = 1.5 * sizes.font
-    least = [word + sizes.gap if upright else narrow + sizes.gap / 2 for word in words]
+    least = [word + 2 * sizes.gap if upright else narrow + sizes.gap for word in words]
     wanted = _wanted(nodes, levels, sizes, order)
     wanted = [max(want, low) for want, low in zip(wanted, least, strict=True)]
     widths = _shared(least, wanted, room)
@@ -94,7 +109,7 @@ def column_centres(
             x += sizes.font
         centres[position] = x + width / 2
         x += width
-    return Columns(centres, max(sizes.width, x + sizes.gap), upright, tuple(gaps))
+    return Columns(centres, max(sizes.width, x + CHANNEL * sizes.gap), upright, tuple(gaps))
 
 
 def _wanted(
@@ -108,7 +123,7 @@ def _wanted(
     most: dict[int, int] = defaultdict(int)
     for (position, _), count in crowd.items():
         most[position] = max(most[position], min(count, CROWDED))
-    return [most[position] * (sizes.box + sizes.gap) for position in order]
+    return [most[position] * (sizes.box + 2 * sizes.gap) for position in order]
 
 
 def _shared(least: Sequence[float], wanted: Sequence[float], room: float) -> list[float]:

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tl_bilinear.circuits.circuit import Circuit, Node
+from tl_bilinear.circuits.circuit import Circuit
 from tl_bilinear.views.circuit_layout import Layout, lay_out
+from tl_bilinear.views.circuit_routes import Box
 from tl_bilinear.views.circuit_sizes import Sizes
-from tl_bilinear.views.circuit_wires import Box, Stub, Wire
+from tl_bilinear.views.circuit_wires import Stub, Wire
 from tl_bilinear.views.figure import NEGATIVE, NEUTRAL, POSITIVE, style
 from tl_bilinear.views.fonts import drawable, families, text_width
 
@@ -102,7 +103,7 @@ def _wire(axes: "Axes", wire: Wire) -> None:
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path as Curve
 
-    codes = [Curve.MOVETO, Curve.CURVE4, Curve.CURVE4, Curve.CURVE4]
+    codes = [Curve.MOVETO] + [Curve.CURVE4] * (len(wire.points) - 1)
     axes.add_patch(
         PathPatch(
             Curve(list(wire.points), codes),
@@ -179,14 +180,3 @@ def _text(
 
 def _color(share: float) -> str:
     return POSITIVE if share >= 0 else NEGATIVE
-
-
-def alt_text(circuit: Circuit) -> str:
-    """What the picture shows, in words, for those who cannot see it."""
-    strongest: list[Node] = list(circuit.top(3))
-    from tl_bilinear.views.circuit_names import spoken
-
-    return (
-        f"A circuit of {len(circuit.nodes)} nodes and {len(circuit.edges)} flows to "
-        f"{circuit.target_label}. Strongest: {'; '.join(map(spoken, strongest)) or 'none'}."
-    )

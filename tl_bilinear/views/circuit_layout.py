@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from tl_bilinear.circuits.circuit import Circuit, Edge, Node
-from tl_bilinear.views.circuit_columns import Columns, column_centres, levels_of
+from tl_bilinear.views.circuit_columns import Columns, band_name, column_centres, levels_of
 from tl_bilinear.views.circuit_names import Measure, caption_of, name_of, words
+from tl_bilinear.views.circuit_routes import Box, Point
 from tl_bilinear.views.circuit_sizes import Sizes
-from tl_bilinear.views.circuit_wires import Box, Point, Stub, Wire, stubs_of, wires_of
+from tl_bilinear.views.circuit_wires import Stub, Wire, stubs_of, wires_of
 from tl_bilinear.views.text import signed
 
 
@@ -71,14 +72,14 @@ def lay_out(circuit: Circuit, sizes: Sizes, measure: Measure, *, caption: bool =
     plain = work.tokens([node for node in drawn if node.kind == "token"])
     for level in sorted({levels[node.id] for node in drawn if node.kind != "token"}):
         nodes = [n for n in drawn if n.kind != "token" and levels[n.id] == level]
-        work.band([node for node in nodes if node.kind == "head"])
-        work.band([node for node in nodes if node.kind != "head"])
+        work.band([node for node in nodes if node.kind == "head"], level)
+        work.band([node for node in nodes if node.kind != "head"], level)
     return Layout(
         sizes=sizes,
         width=columns.width,
         height=work.top - sizes.wire + sizes.gap / 2,
         boxes=work.boxes,
-        wires=wires_of(circuit, work.boxes, sizes),
+        wires=wires_of(circuit, work.boxes, sizes, columns.width),
         stubs=stubs_of(circuit, work.boxes, sizes),
         bands=tuple(work.bands),
         plain_tokens=plain,
@@ -128,13 +129,13 @@ class _Stack:
         longest = max((self.measure(text, sizes.font) for text in texts), default=sizes.font)
         return longest + 2 * sizes.pad
 
-    def band(self, nodes: Sequence[Node]) -> None:
+    def band(self, nodes: Sequence[Node], level: float) -> None:
         """The next rows: heads in lanes, anything else packed."""
         if not nodes:
             return
         heads = nodes[0].kind == "head"
         rows = self._lanes(nodes) if heads else self._pack([self._box(n) for n in nodes])
-        low, gap = self.top, self.sizes.gap
+        low, gap = self.top, (0.5 if heads else 2) * self.sizes.gap
         for row in rows:
             high = max(box.height for box in row)
             high = max(high, self.sizes.lane - gap) if heads else high
@@ -142,26 +143,26 @@ class _Stack:
                 self.boxes[box.node.id] = replace(box, y=self.top + high / 2)
             self.top += high + gap
         self.top -= gap
-        layers = {node.layer for node in nodes}
-        layer = layers.pop() if len(layers) == 1 else None
-        if layer is not None:
+        name = band_name(level, self.circuit.n_layers)
+        if name:
             edge = self.sizes.wire / 4
-            label = f"L{layer} {'heads' if heads else 'MLP'}"
-            self.bands.append(Band(label, low - edge, self.top + edge, shaded=not heads))
+            self.bands.append(Band(name, low - edge, self.top + edge, shaded=not heads))
         self.top += self.sizes.wire
 
     # ---- boxes --------------------------------------------------------------------------
 
     def _box(self, node: Node) -> Box:
         sizes, x = self.sizes, self._wanted(node)
-        name = name_of(node, sizes.box - 2 * sizes.pad, sizes.font, self.measure)
+        inner = (2 if node.kind == "logit" else 1) * sizes.box - 2 * sizes.pad
+        name = name_of(node, inner, sizes.font, self.measure)
         if node.kind == "join":
             return Box(node, x, 0.0, 1.7 * sizes.font, 1.7 * sizes.font, (name,))
         if node.kind == "head":
             wide = self.measure(name, sizes.small) + 2 * sizes.pad
             return Box(node, x, 0.0, wide, 1.5 * sizes.small, (name,))
         share = signed(node.share, 2) + (" logits" if node.kind == "logit" else "")
-        wide = max(self.measure(name, sizes.font), self.measure(share, sizes.small))
+        bold = 1.15 if node.kind == "logit" else 1.0
+        wide = max(bold * self.measure(name, sizes.font), self.measure(share, sizes.small))
         high = 1.2 * sizes.font + 1.2 * sizes.small + sizes.pad
         return Box(node, x, 0.0, wide + 2 * sizes.pad, high, (name, share))
 
@@ -213,7 +214,8 @@ class _Stack:
 
     def _free(self, row: Sequence[Box], box: Box) -> float | None:
         """The free x nearest to where the box wants to be; None if that is far."""
-        away = [(o.x, (o.width + box.width) / 2 + self.sizes.gap) for o in row]
+        space = (2 if box.upright else 1) * self.sizes.gap
+        away = [(o.x, (o.width + box.width) / 2 + space) for o in row]
         home = self._inside(box, box.x)
         places = [home, *(x + side * far for x, far in away for side in (-1, 1))]
         free = [
@@ -223,28 +225,25 @@ class _Stack:
             and all(abs(place - x) > far - 1e-6 for x, far in away)
         ]
         best = min(free, key=lambda place: (abs(place - home), place), default=None)
-        far = 0.9 * box.width + self.sizes.gap
+        far = 0.9 * box.width + 2 * self.sizes.gap
         return best if best is not None and abs(best - home) <= far else None
 
     def _lanes(self, heads: Sequence[Node]) -> list[list[Box]]:
-        """Labels halfway between their columns, those of short arcs in the lower lanes."""
-        centres = self.columns.centres
-
-        def span(node: Node) -> float:
-            ends = [centres[p] for p in (node.source_position, node.position) if p in centres]
-            return abs(ends[0] - ends[-1]) if ends else 0.0
-
-        lanes: list[list[Box]] = []
-        for node in sorted(heads, key=lambda node: (span(node), self._wanted(node), node.id)):
+        """Labels halfway along their arcs, short arcs in lower lanes; no arc crosses a label."""
+        arcs = []
+        for node in heads:
             box = self._box(node)
             box = replace(box, x=self._inside(box, box.x))
+            centres = self.columns.centres
+            ends = [centres[p] for p in (node.source_position, node.position) if p in centres]
+            half = box.width / 2 + self.sizes.gap
+            arcs.append((box, min([box.x - half, *ends]), max([box.x + half, *ends])))
+        lanes: list[list[tuple[Box, float, float]]] = []
+        for arc in sorted(arcs, key=lambda arc: (arc[2] - arc[1], arc[0].x, arc[0].node.id)):
             for lane in lanes:
-                if all(
-                    abs(box.x - other.x) >= (box.width + other.width) / 2 + 1.5 * self.sizes.gap
-                    for other in lane
-                ):
-                    lane.append(box)
+                if all(arc[1] >= high or arc[2] <= low for _, low, high in lane):
+                    lane.append(arc)
                     break
             else:
-                lanes.append([box])
-        return lanes
+                lanes.append([arc])
+        return [[box for box, _, _ in lane] for lane in lanes]

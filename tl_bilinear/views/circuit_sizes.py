@@ -15,7 +15,7 @@ class Sizes:
     """The widest box."""
     pad: float = 2.5
     gap: float = 4.0
-    """Between boxes of a row, and between their rows."""
+    """Around things, and half of what lies between two boxes: lines pass there."""
     wire: float = 14.0
     """Between bands: room for lines to turn."""
     lane: float = 12.0

@@ -6,41 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tl_bilinear.circuits.circuit import Circuit, Edge, Node
+from tl_bilinear.views.circuit_routes import Box, Grid, Point, route
 from tl_bilinear.views.circuit_sizes import Sizes
 
-Point = tuple[float, float]
 THINNEST = 0.12
 """Of the widest line: thinner ones could not be seen."""
 
 
 @dataclass(frozen=True)
-class Box:
-    """A node's place: centre, size, and its lines of text, the first one its name."""
-
-    node: Node
-    x: float
-    y: float
-    width: float
-    height: float
-    lines: tuple[str, ...]
-    upright: bool = True
-    """Whether its text is; tokens of narrow columns read upward."""
-
-    @property
-    def top(self) -> float:
-        return self.y + self.height / 2
-
-    @property
-    def bottom(self) -> float:
-        return self.y - self.height / 2
-
-
-@dataclass(frozen=True)
 class Wire:
-    """A flow as a cubic curve."""
+    """A flow as cubic curves, one behind the other: 3 n + 1 points."""
 
     edge: Edge
-    points: tuple[Point, Point, Point, Point]
+    points: tuple[Point, ...]
     width: float
 
 
@@ -58,17 +36,22 @@ class Stub:
     width: float
 
 
-def wires_of(circuit: Circuit, boxes: Mapping[str, Box], sizes: Sizes) -> tuple[Wire, ...]:
-    """A line per edge between boxes, the largest last: it is drawn over the others."""
+def wires_of(
+    circuit: Circuit, boxes: Mapping[str, Box], sizes: Sizes, width: float
+) -> tuple[Wire, ...]:
+    """A line per edge between boxes, around the boxes between; the largest last, on top."""
     edges = [e for e in circuit.edges if e.source in boxes and e.target in boxes]
     leave = _ports(edges, boxes, leaving=True)
     enter = _ports(edges, boxes, leaving=False)
+    grid = Grid(list(boxes.values()), sizes, width)
     wires = []
-    for number, edge in enumerate(edges):
+    for number in sorted(range(len(edges)), key=lambda n: -abs(edges[n].share)):
+        edge = edges[number]
         start, end = boxes[edge.source], boxes[edge.target]
-        points = _curve((leave[number], start.top), (enter[number], end.bottom), start, end)
-        wires.append(Wire(edge, points, _width(edge.share, circuit, sizes)))
-    return tuple(sorted(wires, key=lambda wire: abs(wire.edge.share)))
+        thick = _width(edge.share, circuit, sizes)
+        a, b = (leave[number], start.top), (enter[number], end.bottom)
+        wires.append(Wire(edge, tuple(route(grid, a, b, start, end, thick)), thick))
+    return tuple(reversed(wires))
 
 
 def stubs_of(circuit: Circuit, boxes: Mapping[str, Box], sizes: Sizes) -> tuple[Stub, ...]:
@@ -110,15 +93,3 @@ def _ports(edges: Sequence[Edge], boxes: Mapping[str, Box], *, leaving: bool) ->
         for i, number in enumerate(sorted(numbers, key=lambda n: (far[n], n))):
             ports[number] = box.x + room * ((i + 0.5) / len(numbers) - 0.5)
     return ports
-
-
-def _curve(a: Point, b: Point, start: Box, end: Box) -> tuple[Point, Point, Point, Point]:
-    """Upright at boxes; level at a head's label, which its arc passes sideways."""
-    if end.node.kind == "head" and abs(a[0] - end.x) > end.width / 2:
-        b = (end.x - math.copysign(end.width / 2, end.x - a[0]), end.y)
-        return a, (a[0], b[1]), ((a[0] + b[0]) / 2, b[1]), b
-    if start.node.kind == "head" and abs(b[0] - start.x) > start.width / 2:
-        a = (start.x - math.copysign(start.width / 2, start.x - b[0]), start.y)
-        return a, ((a[0] + b[0]) / 2, a[1]), (b[0], a[1]), b
-    half = (b[1] - a[1]) / 2
-    return a, (a[0], a[1] + half), (b[0], b[1] - half), b

@@ -1,6 +1,7 @@
 """Text that a figure can draw: installed fonts for its scripts, code points for what none has."""
 
 import functools
+import unicodedata
 
 from tl_bilinear.characters import code_point
 
@@ -66,3 +67,20 @@ def text_width(text: str, size: float) -> float:
         return 0.35 * size * len(text)
     path = TextPath((0, 0), text, size=100, prop=FontProperties(family=list(families())))
     return float(path.get_extents().x1) * size / 100 + 0.05 * size
+
+
+@functools.cache
+def screen_width(text: str, size: float) -> float:
+    """In pixels, at most, as a browser draws it: it has fonts that a figure has not."""
+    return size * sum(map(_advance, text))
+
+
+@functools.cache
+def _advance(character: str) -> float:
+    if unicodedata.combining(character):
+        return 0.0
+    if unicodedata.east_asian_width(character) in "WF":
+        return 1.1
+    if not _has(FIRST, character):
+        return 1.3
+    return text_width(f"x{character}x", 1) - text_width("xx", 1)
