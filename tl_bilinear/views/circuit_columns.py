@@ -96,9 +96,9 @@ def column_centres(
     ]
     skips = sum(b - a > 1 for a, b in zip(order, order[1:], strict=False))
     room = sizes.width - sizes.margin - CHANNEL * sizes.gap - skips * sizes.font
-    upright = math.fsum(words) + 2 * sizes.gap * len(words) <= room
+    upright = math.fsum(words) + sizes.gap * len(words) <= room
     narrow = 1.5 * sizes.font
-    least = [word + 2 * sizes.gap if upright else narrow + sizes.gap for word in words]
+    least = [word + sizes.gap if upright else narrow + sizes.gap for word in words]
     wanted = _wanted(nodes, levels, sizes, order)
     wanted = [max(want, low) for want, low in zip(wanted, least, strict=True)]
     widths = _shared(least, wanted, room)

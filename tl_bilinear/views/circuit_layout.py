@@ -107,7 +107,7 @@ class _Stack:
     def tokens(self, nodes: Sequence[Node]) -> tuple[tuple[Point, str], ...]:
         """The lowest row: boxes of token nodes; the plain text of other columns is returned."""
         low, high = self.top, self.token_height
-        rows = self._pack([self._token(node) for node in nodes])
+        rows = self._pack([self._token(node) for node in nodes], self.sizes.gap)
         for row in rows or [[]]:
             for box in row:
                 self.boxes[box.node.id] = replace(box, y=self.top + high / 2)
@@ -134,7 +134,11 @@ class _Stack:
         if not nodes:
             return
         heads = nodes[0].kind == "head"
-        rows = self._lanes(nodes) if heads else self._pack([self._box(n) for n in nodes])
+        rows = (
+            self._lanes(nodes)
+            if heads
+            else self._pack(list(map(self._box, nodes)), 2 * self.sizes.gap)
+        )
         low, gap = self.top, (0.5 if heads else 2) * self.sizes.gap
         for row in rows:
             high = max(box.height for box in row)
@@ -199,12 +203,12 @@ class _Stack:
         low = self.sizes.margin + box.width / 2
         return max(low, min(x, self.columns.width - self.sizes.gap / 2 - box.width / 2))
 
-    def _pack(self, boxes: Sequence[Box]) -> list[list[Box]]:
-        """Rows of boxes that do not touch, each near the x it wants, large shares first."""
+    def _pack(self, boxes: Sequence[Box], space: float) -> list[list[Box]]:
+        """Rows of boxes, `space` apart, each near the x it wants, large shares first."""
         rows: list[list[Box]] = []
         for box in sorted(boxes, key=lambda box: (-abs(box.node.share), box.node.id)):
             for row in rows:
-                x = self._free(row, box)
+                x = self._free(row, box, space)
                 if x is not None:
                     row.append(replace(box, x=x))
                     break
@@ -212,9 +216,8 @@ class _Stack:
                 rows.append([replace(box, x=self._inside(box, box.x))])
         return rows
 
-    def _free(self, row: Sequence[Box], box: Box) -> float | None:
+    def _free(self, row: Sequence[Box], box: Box, space: float) -> float | None:
         """The free x nearest to where the box wants to be; None if that is far."""
-        space = (2 if box.upright else 1) * self.sizes.gap
         away = [(o.x, (o.width + box.width) / 2 + space) for o in row]
         home = self._inside(box, box.x)
         places = [home, *(x + side * far for x, far in away for side in (-1, 1))]
