@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tl_bilinear.checkpoints.dictionaries import load_dictionary as load_dictionary
     from tl_bilinear.checkpoints.dictionaries import save_dictionary as save_dictionary
     from tl_bilinear.checkpoints.public_names import register as register
+    from tl_bilinear.circuits import Circuit as Circuit
+    from tl_bilinear.circuits import trace_circuit as trace_circuit
     from tl_bilinear.conversion import bilinearize as bilinearize
     from tl_bilinear.decompositions import HOSVD as HOSVD
     from tl_bilinear.decompositions import CPDecomposition as CPDecomposition
@@ -81,6 +83,8 @@ _ROOMS = {
     "attribute_modes": "attribution",
     "attribute_components": "attribution",
     "ablate": "ablation",
+    "trace_circuit": "circuits",
+    "Circuit": "circuits",
     "Dictionary": "dictionary",
     "load_dictionary": "checkpoints.dictionaries",
     "save_dictionary": "checkpoints.dictionaries",
@@ -107,6 +111,7 @@ _FOLDERS = (
     "ablation",
     "attribution",
     "checkpoints",
+    "circuits",
     "conversion",
     "decompositions",
     "features",
@@ -164,6 +169,8 @@ __all__ = [
     "SharedSubspace",
     "reconstruct",
     "Reconstruction",
+    "trace_circuit",
+    "Circuit",
 ]
 
 

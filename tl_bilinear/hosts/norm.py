@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -26,11 +27,17 @@ class Norm:
 
     def normalize(self, stream: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """The normalised stream, before gain and bias."""
+        return self.centre(stream) / self.denominator(stream)[..., None]
+
+    def centre(self, stream: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """The stream without its mean, where the norm subtracts it."""
+        return stream - stream.mean(-1, keepdim=True) if self.centred else stream
+
+    def denominator(self, stream: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
+        """What the (centred) stream is divided by; ones without a norm."""
         if not self.exists:
-            return stream
-        if self.centred:
-            stream = stream - stream.mean(-1, keepdim=True)
-        return stream / (stream.square().mean(-1, keepdim=True) + self.eps).sqrt()
+            return torch.ones_like(stream[..., 0])
+        return (self.centre(stream).square().mean(-1) + self.eps).sqrt()
 
     def fold_readout(
         self, readout: Float[Tensor, "*batch d_model"]

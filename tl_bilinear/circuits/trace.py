@@ -1,0 +1,152 @@
+"""`trace_circuit`: from a target down to the tokens, in flows that sum."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tl_bilinear.circuits.bases import AbstractBasis, Eigenmodes
+from tl_bilinear.circuits.budget import Budget, search
+from tl_bilinear.circuits.circuit import Circuit
+from tl_bilinear.circuits.ground import Ground, make_ground, token_names
+from tl_bilinear.circuits.readers import Ledger
+from tl_bilinear.circuits.sweep import Sweep
+from tl_bilinear.hosts import AbstractHost, get_host
+from tl_bilinear.hosts.places import find_places
+from tl_bilinear.hosts.prompts import split_prompts, tokenize
+from tl_bilinear.hosts.provenance import provenance
+from tl_bilinear.hosts.replay import replay
+from tl_bilinear.hosts.target import Readout, Target, make_readouts
+from tl_bilinear.hosts.writing import frozen_slopes, require_additive
+
+Prompt = str | Int[Tensor, " pos"] | Int[Tensor, "1 pos"]
+
+
+@torch.no_grad()
+def trace_circuit(
+    model: Any,
+    text: Prompt,
+    target: Target,
+    corrupted: Prompt | None = None,
+    *,
+    position: int = -1,
+    layer: int | None = None,
+    max_nodes: int | None = None,
+    kept: float | None = None,
+    basis: AbstractBasis | str = "eigenmodes",
+    tree: bool = False,
+) -> Circuit:
+    """The circuit through which a target comes from the tokens of a prompt."""
+    host = get_host(model)
+    require_additive(host)
+    budget = Budget.of(max_nodes, kept)
+    ground = _ground(host, text, target, corrupted, position, layer)
+    sweep = Sweep(ground, _basis(basis), tree)
+    found = search(sweep, budget)
+    return build_circuit(ground, found.ledger, {**_settings(sweep), **found.settings})
+
+
+def build_circuit(ground: Ground, ledger: Ledger, settings: dict[str, Any]) -> Circuit:
+    """The circuit of a finished sweep."""
+    nodes, edges = ledger.build(ground.target)
+    host, places = ground.host, ground.runs[0].places
+    frozen: tuple[str, ...] = ()
+    if len(ground.runs) == 1:
+        frozen = ("attention patterns", "norms' denominators")
+        frozen += frozen_slopes(host, range(ground.n_layers))
+    return Circuit(
+        nodes=nodes,
+        edges=edges,
+        tokens=tuple(token_names(host, places.tokens)),
+        target_label=ground.target_label,
+        target=ground.target,
+        n_layers=ground.n_layers,
+        provenance=provenance(host, frozen, "none"),
+        settings=settings,
+    )
+
+
+def _settings(sweep: Sweep) -> dict[str, Any]:
+    contrast = len(sweep.ground.runs) == 2
+    return {
+        "split": "equal split: half of a product to each factor",
+        "trace": "contrast, nothing frozen" if contrast else "one prompt, frozen",
+        "basis": sweep.basis.name,
+        "tree": sweep.tree,
+    }
+
+
+def _basis(basis: AbstractBasis | str) -> AbstractBasis:
+    if isinstance(basis, AbstractBasis):
+        return basis
+    if basis != "eigenmodes":
+        raise ValueError(f'`basis` must be "eigenmodes" or a basis, got {basis!r}')
+    return Eigenmodes()
+
+
+def _ground(
+    host: AbstractHost,
+    text: Prompt,
+    target: Target,
+    corrupted: Prompt | None,
+    position: int,
+    layer: int | None,
+) -> Ground:
+    prompts = [_tokens(host, "text", text)]
+    if corrupted is not None:
+        prompts.append(_tokens(host, "corrupted", corrupted))
+        if len(prompts[0]) != len(prompts[1]):
+            raise ValueError(
+                f"a contrast needs prompts of one length, got {len(prompts[0])} and "
+                f"{len(prompts[1])} tokens: reword one of them"
+            )
+    readouts = _readouts(host, target, text, corrupted, layer)
+    place = _place(position, len(prompts[0]), readouts)
+    found = [find_places(prompt, readouts, place) for prompt in prompts]
+    return make_ground(host, [replay(host, each, layer) for each in found], layer)
+
+
+def _tokens(host: AbstractHost, name: str, prompt: Prompt) -> Int[Tensor, " pos"]:
+    prompts = split_prompts(prompt)
+    if len(prompts) != 1:
+        raise ValueError(f"`{name}` must be one prompt, got {len(prompts)}: trace them one by one")
+    return tokenize(host, prompts)[0]
+
+
+def _readouts(
+    host: AbstractHost,
+    target: Target,
+    text: Prompt,
+    corrupted: Prompt | None,
+    layer: int | None,
+) -> tuple[Readout, ...]:
+    prompts = [each for each in (text, corrupted) if each is not None]
+    rows = [each if isinstance(each, str) else each.reshape(-1) for each in prompts]
+    readouts = make_readouts(host, target, rows)
+    if layer is None:
+        return readouts
+    if not 0 <= layer < host.n_layers:
+        raise ValueError(f"`layer` {layer} is out of range: this model has {host.n_layers} layers")
+    if not isinstance(target, Tensor):
+        raise ValueError(
+            "with `layer` a target is a direction [d_model] of the stream behind that layer, got "
+            f"{type(target).__name__}"
+        )
+    direction = readouts[0].direction
+    return (Readout((), {}, direction, f"direction behind layer {layer}"),)
+
+
+def _place(position: int, length: int, readouts: Sequence[Readout]) -> int:
+    if not -length <= position < length:
+        raise ValueError(
+            f"`position` {position} is out of range: the prompt has {length} tokens "
+            f"(0-{length - 1})"
+        )
+    place = position % length
+    if place != length - 1 and any(readout.prefix for readout in readouts):
+        raise ValueError(
+            "a target of several tokens is read behind the prompt: leave `position` at -1"
+        )
+    return place
