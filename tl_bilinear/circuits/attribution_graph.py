@@ -35,12 +35,8 @@ PADDING = ""
 def to_attribution_graph(circuit: Circuit, slug: str, scan: str | None = None) -> dict[str, Any]:
     """See `Circuit.to_attribution_graph`."""
     scan = scan or re.sub(r"[^A-Za-z0-9_.-]+", "-", circuit.provenance.model) or "model"
-    for name, value in (("slug", slug), ("scan", scan)):
-        if not NAME.fullmatch(value):
-            raise ValueError(
-                f"the {name} {value!r} is a file's name in the viewers: give letters, digits, "
-                "'_', '-' and '.' only"
-            )
+    require_name("slug", slug)
+    require_name("scan", scan)
     rows = _rows(circuit)
     ids = _ids(circuit, rows)
     links = [
@@ -78,6 +74,19 @@ def to_attribution_graph(circuit: Circuit, slug: str, scan: str | None = None) -
             "provenance": str(circuit.provenance),
         },
     }
+
+
+def require_name(what: str, name: str) -> None:
+    """Complain of a name that the viewers would not take.
+
+    Raises:
+        ValueError: other characters than letters, digits, _, - and dot.
+    """
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"the {what} {name!r} is a file's name in the viewers: give letters, digits, '_', '-' "
+            "and '.' only"
+        )
 
 
 def cantor(layer: int, index: int) -> int:

@@ -20,6 +20,7 @@ class Columns:
     """Where the columns of the positions that occur stand."""
 
     centres: dict[int, float]
+    widths: dict[int, float]
     width: float
     """Of the picture."""
     upright: bool
@@ -84,7 +85,7 @@ def column_centres(
     positions = {p for n in nodes for p in (n.position, n.source_position) if p is not None}
     order = sorted(positions)
     if not order:
-        return Columns({}, sizes.width, True, ())
+        return Columns({}, {}, sizes.width, True, ())
     texts = [shown_token(circuit.tokens[p]) if 0 <= p < len(circuit.tokens) else "" for p in order]
     words = [min(measure(text, sizes.font), sizes.box) + 2 * sizes.pad for text in texts]
     shares = {n.position: n.share for n in nodes if n.kind == "token"}
@@ -109,7 +110,13 @@ def column_centres(
             x += sizes.font
         centres[position] = x + width / 2
         x += width
-    return Columns(centres, max(sizes.width, x + CHANNEL * sizes.gap), upright, tuple(gaps))
+    return Columns(
+        centres,
+        dict(zip(order, widths, strict=True)),
+        max(sizes.width, x + CHANNEL * sizes.gap),
+        upright,
+        tuple(gaps),
+    )
 
 
 def _wanted(

@@ -22,7 +22,9 @@ TOKEN = "#ececec"
 TARGET = "#e3eef6"
 
 
-def circuit_figure(circuit: Circuit, *, width: float = 5.5, caption: bool = True) -> "Figure":
+def circuit_figure(
+    circuit: Circuit, *, width: float = 5.5, lines: float = 2.5, caption: bool = True
+) -> "Figure":
     """The circuit with its tokens along the bottom and its layers upward.
 
     Lines are flows, as wide as their |share|; blue adds to the target and orange takes from it.
@@ -31,6 +33,8 @@ def circuit_figure(circuit: Circuit, *, width: float = 5.5, caption: bool = True
 
     Args:
         width: in inches; exceeded where the positions that occur do not fit, 0.16 inches each.
+        lines: how many flows are drawn for each node, on average: the largest, and each node's
+            largest in and out. The caption says how many are left out.
         caption: write under it how much was kept and what was frozen.
 
     Raises:
@@ -41,7 +45,8 @@ def circuit_figure(circuit: Circuit, *, width: float = 5.5, caption: bool = True
     with style():
         from matplotlib.figure import Figure
 
-        layout = lay_out(circuit, Sizes(width * POINTS), text_width, caption=caption)
+        sizes = Sizes(width * POINTS)
+        layout = lay_out(circuit, sizes, text_width, per_node=lines, caption=caption)
         figure = Figure(figsize=(layout.width / POINTS, layout.height / POINTS), dpi=200)
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_xlim(0, layout.width)

@@ -16,7 +16,7 @@ from tl_bilinear.views.circuit_columns import Columns, band_name, column_centres
 from tl_bilinear.views.circuit_names import Measure, caption_of, name_of, words
 from tl_bilinear.views.circuit_routes import Box, Point
 from tl_bilinear.views.circuit_sizes import Sizes
-from tl_bilinear.views.circuit_wires import Stub, Wire, stubs_of, wires_of
+from tl_bilinear.views.circuit_wires import Stub, Wire, drawn_edges, stubs_of, wires_of
 from tl_bilinear.views.text import signed
 
 
@@ -51,10 +51,21 @@ class Layout:
     """Lines, each from its left end."""
 
 
-def lay_out(circuit: Circuit, sizes: Sizes, measure: Measure, *, caption: bool = True) -> Layout:
+def lay_out(
+    circuit: Circuit,
+    sizes: Sizes,
+    measure: Measure,
+    *,
+    per_node: float = math.inf,
+    caption: bool = True,
+) -> Layout:
     """The layout of a circuit. It widens beyond `sizes.width` only for too many columns.
 
-    O(edges + boxes^2 of a band).
+    O(lines * boxes).
+
+    Args:
+        per_node: how many lines are drawn for each box, on average (`drawn_edges`).
+        caption: whether room is made for one.
     """
     inputs: dict[str, list[Edge]] = defaultdict(list)
     outputs: dict[str, list[Edge]] = defaultdict(list)
@@ -65,7 +76,10 @@ def lay_out(circuit: Circuit, sizes: Sizes, measure: Measure, *, caption: bool =
     levels = levels_of(drawn, inputs, outputs, circuit.n_layers)
     columns = column_centres(circuit, drawn, levels, sizes, measure)
     work = _Stack(circuit, sizes, measure, columns, outputs)
-    text = words(caption_of(circuit), columns.width - sizes.gap, sizes.small, measure)
+    names = {node.id for node in drawn}
+    edges = drawn_edges(circuit, names, per_node)
+    left_out = sum(e.source in names and e.target in names for e in circuit.edges) - len(edges)
+    text = words(caption_of(circuit, left_out), columns.width - sizes.gap, sizes.small, measure)
     text = text if caption else []
     line = 1.4 * sizes.small
     work.top = foot = len(text) * line + (1.5 * sizes.gap if text else sizes.gap / 2)
@@ -79,7 +93,7 @@ def lay_out(circuit: Circuit, sizes: Sizes, measure: Measure, *, caption: bool =
         width=columns.width,
         height=work.top - sizes.wire + sizes.gap / 2,
         boxes=work.boxes,
-        wires=wires_of(circuit, work.boxes, sizes, columns.width),
+        wires=wires_of(edges, circuit, work.boxes, sizes, columns.width),
         stubs=stubs_of(circuit, work.boxes, sizes),
         bands=tuple(work.bands),
         plain_tokens=plain,
@@ -229,6 +243,9 @@ class _Stack:
         ]
         best = min(free, key=lambda place: (abs(place - home), place), default=None)
         far = 0.9 * box.width + 2 * self.sizes.gap
+        if box.node.position is not None:
+            room = self.columns.widths.get(box.node.position, 0.0)
+            far = max(far, (room - box.width) / 2)
         return best if best is not None and abs(best - home) <= far else None
 
     def _lanes(self, heads: Sequence[Node]) -> list[list[Box]]:

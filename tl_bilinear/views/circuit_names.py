@@ -64,7 +64,7 @@ def name_of(node: Node, width: float, size: float, measure: Measure) -> str:
         return "⊗"
     tokens = [shown_token(token) for token in dict.fromkeys(top_tokens(node))]
     if node.kind not in ("mode", "change") or not tokens:
-        return fitted(visible(node.label), width, size, measure)
+        return fitted(_short_label(node), width, size, measure)
     name = fitted(tokens[0], width, size, measure)
     for token in tokens[1:4]:
         longer = f"{name} · {token}"
@@ -72,6 +72,12 @@ def name_of(node: Node, width: float, size: float, measure: Measure) -> str:
             break
         name = longer
     return name
+
+
+def _short_label(node: Node) -> str:
+    """A label without what the band that it stands in says: "L3.m4 λ=+0.2" as "m4 λ=+0.2"."""
+    label = visible(node.label)
+    return label.removeprefix(f"L{node.layer}.") if node.kind == "mode" else label
 
 
 def title_of(node: Node) -> str:
@@ -90,14 +96,20 @@ def spoken(node: Node) -> str:
     return f"{title_of(node)}{': ' + tokens if tokens else ''}, {signed(node.share, 3)} logits"
 
 
-def caption_of(circuit: Circuit) -> str:
-    """What a reader must know of a circuit: how much of it is in the picture."""
+def caption_of(circuit: Circuit, left_out: int = 0) -> str:
+    """What a reader must know of a circuit: how much of it is in the picture.
+
+    Args:
+        left_out: how many flows are not drawn.
+    """
     kept, complete = f"{100 * circuit.kept_share:.0f} %", signed(circuit.completeness, 2)
     frozen = ", ".join(circuit.provenance.frozen) or "nothing"
+    rest = f"; {left_out} smaller flows are not drawn" if left_out else ""
     return (
         f"{circuit.provenance.model}. Blue adds to the target, orange takes from it; width is "
-        f"|share|. Kept: {kept} of the sum of |shares|; completeness {complete.lstrip('+')}. "
-        f"Dashed grey: not followed ({signed(circuit.remainder, 2)} logits). Frozen: {frozen}."
+        f"|share|{rest}. Kept: {kept} of the sum of |shares|; completeness "
+        f"{complete.lstrip('+')}. Dashed grey: not followed ({signed(circuit.remainder, 2)} "
+        f"logits). Frozen: {frozen}."
     )
 
 

@@ -178,9 +178,10 @@ function sift() {
   }
   for (const [index, shape] of shapeOf) shape.classList.toggle("alone", !alive.has(index));
   document.getElementById("shown").textContent =
-    "|share| ≥ " + threshold.toPrecision(2) + ": " + shown + " of " + wires.length + " flows";
+    (threshold ? "|share| ≥ " + threshold.toPrecision(2) : "all") + ": " + shown + " of " + wires.length + " flows";
 }
 slider.addEventListener("input", sift);
+slider.value = slider.max * Math.sqrt(circuit.largest ? circuit.start / circuit.largest : 0);
 
 // ---- pan and zoom -------------------------------------------------------------------------
 

@@ -20,6 +20,10 @@ SIZES = Sizes(
 FOLDER = Path(__file__).parent
 DIGITS = 4
 LISTED = 20
+LINES = 8.0
+"""Flows in the picture for each node; every flow is in the panel."""
+SHOWN = 2.5
+"""Of them before the slider is moved."""
 
 
 def circuit_page(circuit: Circuit) -> str:
@@ -28,14 +32,15 @@ def circuit_page(circuit: Circuit) -> str:
     Drag to pan, ctrl and wheel or + and - to zoom, a slider hides small flows. Tab reaches every
     node, the up and down keys follow the largest flow, Enter opens a node.
     """
-    layout = lay_out(circuit, SIZES, screen_width, caption=False)
+    layout = lay_out(circuit, SIZES, screen_width, per_node=LINES, caption=False)
+    left_out = sum(e.source in layout.boxes for e in circuit.edges) - len(layout.wires)
     page = Page(f"Circuit: {visible(circuit.target_label)}")
     page.style((FOLDER / "circuit_page.css").read_text(encoding="utf-8"))
     prompt = "".join(map(token_html, circuit.tokens))
     page.add(
         f"<h1>{escape(visible(circuit.target_label))}: {signed(circuit.target, 3)} logits</h1>",
         f'<p class="prompt">{prompt}</p>',
-        f'<p class="lead">{escape(caption_of(circuit))}</p>',
+        f'<p class="lead">{escape(caption_of(circuit, left_out))}</p>',
         CONTROLS,
         '<div class="stage">',
         '<div class="picture" tabindex="0" role="group" aria-label="the circuit">',
@@ -51,7 +56,8 @@ def circuit_page(circuit: Circuit) -> str:
 
 
 CONTROLS = """<div class="controls">
-<label>hide small flows <input type="range" id="threshold" min="0" max="100" value="0"></label>
+<label>hide small flows
+<input type="range" id="threshold" min="0" max="100" step="any" value="0"></label>
 <output id="shown" for="threshold"></output>
 <span><button type="button" id="closer" aria-label="zoom in">+</button>
 <button type="button" id="farther" aria-label="zoom out">−</button>
@@ -84,8 +90,16 @@ def page_data(circuit: Circuit, layout: Layout) -> dict[str, Any]:
             + ("\n…" if len(stub.sources) > 6 else "")
             for stub in layout.stubs
         ],
+        "start": _start(layout),
         "largest": max((abs(edge.share) for edge in circuit.edges), default=0.0),
     }
+
+
+def _start(layout: Layout) -> float:
+    """The threshold at which about as many flows are shown as in a figure."""
+    shares = sorted((abs(wire.edge.share) for wire in layout.wires), reverse=True)
+    shown = round(SHOWN * len(layout.boxes))
+    return shares[shown] if shown < len(shares) else 0.0
 
 
 def _node(node: Node) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from tl_bilinear.circuits.circuit import Circuit, Edge, Node
 from tl_bilinear.views.circuit_routes import Box, Grid, Point, route
 from tl_bilinear.views.circuit_sizes import Sizes
 
+LEAST_EDGES = 24
 THINNEST = 0.12
 """Of the widest line: thinner ones could not be seen."""
 
@@ -36,11 +37,29 @@ class Stub:
     width: float
 
 
+def drawn_edges(circuit: Circuit, names: Set[str], per_node: float) -> list[Edge]:
+    """The largest edges between these nodes, and each node's largest in and out in any case.
+
+    Args:
+        per_node: how many edges are drawn for each node, on average; all where there are fewer.
+    """
+    edges = [e for e in circuit.edges_by_size if e.source in names and e.target in names]
+    limit = max(LEAST_EDGES, round(per_node * len(names)))
+    entered: set[str] = set()
+    left: set[str] = set()
+    found = []
+    for number, edge in enumerate(edges):
+        if number < limit or edge.target not in entered or edge.source not in left:
+            found.append(edge)
+        entered.add(edge.target)
+        left.add(edge.source)
+    return found
+
+
 def wires_of(
-    circuit: Circuit, boxes: Mapping[str, Box], sizes: Sizes, width: float
+    edges: Sequence[Edge], circuit: Circuit, boxes: Mapping[str, Box], sizes: Sizes, width: float
 ) -> tuple[Wire, ...]:
-    """A line per edge between boxes, around the boxes between; the largest last, on top."""
-    edges = [e for e in circuit.edges if e.source in boxes and e.target in boxes]
+    """A line per edge, around the boxes between; the largest last, on top."""
     leave = _ports(edges, boxes, leaving=True)
     enter = _ports(edges, boxes, leaving=False)
     grid = Grid(list(boxes.values()), sizes, width)
