@@ -23,7 +23,7 @@ TARGET = "#e3eef6"
 
 
 def circuit_figure(
-    circuit: Circuit, *, width: float = 5.5, lines: float = 2.5, caption: bool = True
+    circuit: Circuit, *, width: float = 5.5, lines: float = 2.0, caption: bool = True
 ) -> "Figure":
     """The circuit with its tokens along the bottom and its layers upward.
 

@@ -219,10 +219,12 @@ class _Stack:
 
     def _pack(self, boxes: Sequence[Box], space: float) -> list[list[Box]]:
         """Rows of boxes, `space` apart, each near the x it wants, large shares first."""
+        # Where all are of one position, nobody takes a box for another position's.
+        alone = len({box.node.position for box in boxes}) == 1
         rows: list[list[Box]] = []
         for box in sorted(boxes, key=lambda box: (-abs(box.node.share), box.node.id)):
             for row in rows:
-                x = self._free(row, box, space)
+                x = self._free(row, box, space, alone)
                 if x is not None:
                     row.append(replace(box, x=x))
                     break
@@ -230,8 +232,8 @@ class _Stack:
                 rows.append([replace(box, x=self._inside(box, box.x))])
         return rows
 
-    def _free(self, row: Sequence[Box], box: Box, space: float) -> float | None:
-        """The free x nearest to where the box wants to be; None if that is far."""
+    def _free(self, row: Sequence[Box], box: Box, space: float, alone: bool) -> float | None:
+        """The free x nearest to where the box wants to be; None if that is far, unless `alone`."""
         away = [(o.x, (o.width + box.width) / 2 + space) for o in row]
         home = self._inside(box, box.x)
         places = [home, *(x + side * far for x, far in away for side in (-1, 1))]
@@ -246,6 +248,7 @@ class _Stack:
         if box.node.position is not None:
             room = self.columns.widths.get(box.node.position, 0.0)
             far = max(far, (room - box.width) / 2)
+        far = math.inf if alone else far
         return best if best is not None and abs(best - home) <= far else None
 
     def _lanes(self, heads: Sequence[Node]) -> list[list[Box]]:

@@ -22,7 +22,7 @@ DIGITS = 4
 LISTED = 20
 LINES = 8.0
 """Flows in the picture for each node; every flow is in the panel."""
-SHOWN = 2.5
+SHOWN = 2.0
 """Of them before the slider is moved."""
 
 
