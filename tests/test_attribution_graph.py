@@ -234,7 +234,7 @@ def all_in_row_0(graph: dict[str, Any]) -> None:
         (lambda g: g["nodes"].append(dict(g["nodes"][0])), "node_id"),
         (lambda g: g["nodes"].append(g["nodes"][0] | {"node_id": "E_5_0"}), "jsNodeId"),
         (lambda g: of(g, "cross layer transcoder").update(influence=1.001), "_"),
-        (lambda g: of(g, "cross layer transcoder").update(feature=3), "wrong id"),
+        (lambda g: of(g, "cross layer transcoder").update(feature=4), "wrong id"),
         (lambda g: of(g, "embedding").update(ctx_idx=9), "wrong id"),
         (lambda g: of(g, "embedding").update(clerp="other"), "other"),
         (lambda g: of(g, "cross layer transcoder").update(feature_type="bias"), "_"),

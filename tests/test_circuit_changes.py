@@ -198,9 +198,10 @@ def test_merge_refuses():
 def test_a_cycle_is_refused_and_named():
     base = random_circuit(0)
     names = ["E.0", "a", "b", "c", "logit"]
-    nodes = tuple(
-        Node(name, kind, name, 1.0, layer=0)
-        for name, kind in zip(names, ["token", "mode", "mode", "mode", "logit"], strict=True)
+    nodes = (
+        Node("E.0", "token", "E.0", 1.0),
+        *(Node(name, "mode", name, 1.0, layer=0) for name in "abc"),
+        Node("logit", "logit", "logit", 1.0),
     )
     edges = tuple(Edge(a, b, 1.0) for a, b in zip(names, names[1:], strict=False))
     chain = Circuit(nodes, edges, ("x",), "t", 1.0, 1, base.provenance)

@@ -110,9 +110,8 @@ def _rows(circuit: Circuit) -> dict[str, int]:
             rows[node.id] = 2 * node.layer + (1 if node.kind == "head" else 2)
         else:
             rows[node.id] = 1 + max((rows[source] for source in inputs[node.id]), default=0)
-    top = 1 + max(
-        2 * circuit.n_layers, *(rows[n.id] for n in circuit.nodes if n.kind != "logit"), 0
-    )
+    inner = [rows[node.id] for node in circuit.nodes if node.kind != "logit"]
+    top = 1 + max(2 * circuit.n_layers, 2, *inner)
     return rows | {node.id: top for node in circuit.nodes if node.kind == "logit"}
 
 

@@ -125,7 +125,7 @@ def _node(node: Node) -> dict[str, Any]:
 
 def _listed(value: Any) -> tuple[str, Any]:
     """How a list or dictionary of a node's details is shown: by what it holds."""
-    items = list(value.items()) if isinstance(value, Mapping) else list(value)
+    items: list[Any] = list(value.items()) if isinstance(value, Mapping) else list(value)
     if items and all(isinstance(v, int | float) and not isinstance(v, bool) for v in items):
         return "numbers", [float(v) for v in items]
     if items and all(isinstance(item, str) for item in items):
