@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from tl_bilinear.decompositions import Mode
 from tl_bilinear.hosts.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -93,6 +94,9 @@ class Circuit:
     provenance: Provenance
     settings: Mapping[str, Any] = field(default_factory=dict)
     """How it was traced: split, basis, budget; strings, numbers, lists."""
+    modes: Mapping[str, Mode] = field(default_factory=dict, compare=False, repr=False)
+    """The eigenmodes behind nodes of kind "mode", by id, ready for `ablate`; a circuit that was
+    read from a file has none."""
 
     def __post_init__(self):
         twice = [name for name, n in Counter(node.id for node in self.nodes).items() if n > 1]

@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tl_bilinear.circuits.bases import AbstractBasis, Eigenmodes
+from tl_bilinear.circuits.bases import AbstractBasis, Basis, Eigenmodes, choose_basis
 from tl_bilinear.circuits.budget import Budget, search
 from tl_bilinear.circuits.circuit import Circuit
 from tl_bilinear.circuits.ground import Ground, make_ground, token_names
+from tl_bilinear.circuits.joins import unsplit
 from tl_bilinear.circuits.readers import Ledger
 from tl_bilinear.circuits.sweep import Sweep
 from tl_bilinear.hosts import AbstractHost, get_host
@@ -35,17 +36,58 @@ def trace_circuit(
     layer: int | None = None,
     max_nodes: int | None = None,
     kept: float | None = None,
-    basis: AbstractBasis | str = "eigenmodes",
+    basis: Basis = "eigenmodes",
     tree: bool = False,
+    joins: bool = False,
 ) -> Circuit:
-    """The circuit through which a target comes from the tokens of a prompt."""
+    """The circuit through which a target comes from the tokens of a prompt, in float64.
+
+    One sweep from the target down carries one accumulated direction per layer and position
+    (DESIGN 2.4); its eigenmodes, and the edges of heads, become nodes where their |share| is
+    large, and remainders hold the rest, so that the sources always sum to the target. Products
+    are split equally between their factors: a convention, neither an ablation effect nor a
+    Shapley value.
+
+    Args:
+        model: a HookedTransformer, a TransformerBridge or a host; a gated one only if it was
+            loaded with frozen_gates=True.
+        text: one prompt, as text or token ids.
+        target: a string (of several tokens: their sum, each read where the model predicts it), a
+            token id, a pair (first minus second) or a direction [d_model], which is read after
+            the final norm.
+        corrupted: another prompt of as many tokens. What is traced is then the difference of the
+            target, `text` minus `corrupted`, with nothing frozen (DESIGN 2.6): changes of tokens,
+            patterns and denominators are the sources.
+        position: where a target of one token, or a direction, is read.
+        layer: a direction is then one of the stream behind this layer.
+        max_nodes: the budget: modes and head edges at the most; 100 where nothing is said.
+        kept: or the part of the sum of |shares| over the sources that is to be traced to tokens.
+        basis: what MLPs are taken apart into: "eigenmodes"; "neurons"; "random", "w_out" (its
+            singular vectors) or "hosvd" directions; dictionaries {layer: Dictionary}; a basis of
+            your own (`circuits.bases`).
+        tree: take the direction of every reader apart for itself, instead of their sum.
+        joins: leave the product of two sources in a mode whole, as a node between them and the
+            mode.
+
+    Cost: a forward pass per branch of the target; a sweep for each of about ten thresholds, each
+    an eigh of d_model^2 per (layer, position) whose whole share could hold a node.
+
+    Raises:
+        NotBilinearError: a gated model without frozen gates; an MLP whose output its weights do
+            not reproduce.
+        ValueError: bad prompts, target, position, layer, budget or basis; prompts of different
+            lengths; a prompt longer than the context; joins of another basis or of a contrast.
+    """
     host = get_host(model)
     require_additive(host)
     budget = Budget.of(max_nodes, kept)
+    chosen = choose_basis(host, basis)
+    _require_fitting(chosen, joins, corrupted is not None)
     ground = _ground(host, text, target, corrupted, position, layer)
-    sweep = Sweep(ground, _basis(basis), tree)
+    sweep = Sweep(ground, chosen, tree)
     found = search(sweep, budget)
-    return build_circuit(ground, found.ledger, {**_settings(sweep), **found.settings})
+    circuit = build_circuit(ground, found.ledger, {**_settings(sweep), **found.settings})
+    return unsplit(circuit) if joins else circuit
 
 
 def build_circuit(ground: Ground, ledger: Ledger, settings: dict[str, Any]) -> Circuit:
@@ -65,6 +107,7 @@ def build_circuit(ground: Ground, ledger: Ledger, settings: dict[str, Any]) -> C
         n_layers=ground.n_layers,
         provenance=provenance(host, frozen, "none"),
         settings=settings,
+        modes=ledger.modes,
     )
 
 
@@ -78,12 +121,17 @@ def _settings(sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def _basis(basis: AbstractBasis | str) -> AbstractBasis:
-    if isinstance(basis, AbstractBasis):
-        return basis
-    if basis != "eigenmodes":
-        raise ValueError(f'`basis` must be "eigenmodes" or a basis, got {basis!r}')
-    return Eigenmodes()
+def _require_fitting(basis: AbstractBasis, joins: bool, contrast: bool) -> None:
+    if contrast and not basis.takes_contrasts:
+        raise ValueError(
+            f"the basis {basis.name!r} cannot take a contrast apart: which features are active "
+            "differs between the prompts. Use eigenmodes, or directions"
+        )
+    if joins and (contrast or not isinstance(basis, Eigenmodes)):
+        raise ValueError(
+            "joins are pairs of sources in an eigenmode's square: leave `corrupted` out and "
+            '`basis` at "eigenmodes"'
+        )
 
 
 def _ground(

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_bilinear.hosts.attention import pattern_site
+from tl_bilinear.hosts.head_weights import pattern_site
 from tl_bilinear.hosts.host import AbstractHost
 from tl_bilinear.hosts.target import Readout
 

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_bilinear.frozen_map import FrozenMap
-from tl_bilinear.hosts.attention import HeadWeights, head_weights
 from tl_bilinear.hosts.gates import NotBilinearError
+from tl_bilinear.hosts.head_weights import HeadWeights, head_weights
 from tl_bilinear.hosts.host import AbstractHost
 from tl_bilinear.hosts.norm import Norm
 from tl_bilinear.hosts.places import Places, Seen, see

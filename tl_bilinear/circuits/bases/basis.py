@@ -39,20 +39,23 @@ class Site:
         return self.readers.sum(0)
 
     def back(
-        self, u: Float[Tensor, "*batch d_model"], x: Float[Tensor, " d_model"]
-    ) -> Float[Tensor, "*batch d_model"]:
-        """Q(u) x. O(rank d) per direction."""
+        self, u: Float[Tensor, "*u d_model"], x: Float[Tensor, "*x d_model"]
+    ) -> Float[Tensor, "*both d_model"]:
+        """Q(u) x, for several u or several x. O(rank d) each."""
         tensor = self.map.tensor
         weights = u @ tensor.out
         left = (weights * (x @ tensor.right)) @ tensor.left.T
         return (left + (weights * (x @ tensor.left)) @ tensor.right.T) / 2
 
-    def shares(self) -> Float[Tensor, " reader"]:
-        """The whole quadratic part's worth to each reader."""
+    def products(self) -> Float[Tensor, " rank"]:
+        """What each hidden unit multiplies, of end and mid."""
         tensor = self.map.tensor
         product = (self.mid @ tensor.left) * (self.end @ tensor.right)
-        product = product + (self.end @ tensor.left) * (self.mid @ tensor.right)
-        return (self.readers @ tensor.out) @ product / 2
+        return (product + (self.end @ tensor.left) * (self.mid @ tensor.right)) / 2
+
+    def shares(self) -> Float[Tensor, " reader"]:
+        """The whole quadratic part's worth to each reader."""
+        return (self.readers @ self.map.tensor.out) @ self.products()
 
 
 @dataclass(frozen=True, eq=False)
