@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from random_circuits import HOSTILE, circuits, random_circuit
+from test_circuit import PROVENANCE, small_circuit
 
-from tests.circuits import HOSTILE, circuits, random_circuit
-from tests.test_circuit import PROVENANCE, small_circuit
 from tl_bilinear.circuits import Circuit, Edge, Node
 from tl_bilinear.circuits.attribution_folder import add_to_folder
 from tl_bilinear.circuits.attribution_graph import cantor

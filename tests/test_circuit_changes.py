@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from random_circuits import circuits, random_circuit
+from test_circuit import small_circuit
 
-from tests.circuits import circuits, random_circuit
-from tests.test_circuit import small_circuit
 from tl_bilinear.circuits import Circuit, Edge, Node
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from random_circuits import HOSTILE, circuits, random_circuit
+from test_circuit import small_circuit
 
-from tests.circuits import HOSTILE, circuits, random_circuit
-from tests.test_circuit import small_circuit
 from tl_bilinear.circuits import Circuit, Edge, Node
 
 TEXTS = st.one_of(st.sampled_from(HOSTILE), st.text(max_size=8))

@@ -20,7 +20,7 @@ PACKAGE = "tl_bilinear"
 LAYERS = (
     ("cli", "report", "__main__"),
     ("__init__",),
-    ("unlearning", "sweeps", "recipes"),
+    ("unlearning", "sweeps", "recipes", "reading"),
     ("views",),
     ("attribution", "circuits", "ablation", "features", "conversion", "training"),
     ("checkpoints", "optimisation", "toys"),

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from random_circuits import HOSTILE, random_circuit
 
-from tests.circuits import HOSTILE, random_circuit
 from tl_bilinear.circuits import Circuit
 
 CIRCUIT = random_circuit(3, n_inner=8, tokens=HOSTILE[:10], names=HOSTILE)

@@ -55,6 +55,13 @@ def trace(
             help="Write what circuit-tracer's viewer and Neuronpedia open: FILE.json or a folder.",
         ),
     ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            "--text",
+            help="Paragraphs from which examples of modes are taken; of bundled models stories.",
+        ),
+    ] = None,
     width: Annotated[float, typer.Option("--width", help="Of a figure, in inches.")] = 5.5,
     host: Annotated[Host, typer.Option("--host", help="The TransformerLens class.")] = Host.auto,
 ) -> None:
@@ -75,6 +82,7 @@ def trace(
             max_nodes=max_nodes,
             kept=kept,
         )
+        circuit = _read(loaded, model, circuit, text, progress)
         path = None
         if output is not None:
             progress(f"writing {output.name}")
@@ -85,6 +93,25 @@ def trace(
     if path is not None:
         # Not through rich, which would wrap a long path.
         typer.echo(f"written: {path} ({path.stat().st_size / 1e3:.0f} kB)")
+
+
+def _read(
+    loaded: Any, model: str, circuit: "Circuit", text: Path | None, progress: Any
+) -> "Circuit":
+    """With the tokens and examples of its modes, where it has any."""
+    from tl_bilinear.checkpoints import bundled_models
+    from tl_bilinear.reading import read_modes
+    from tl_bilinear.report.stories import story_beginnings
+
+    if not circuit.modes:
+        return circuit
+    progress("reading the modes' tokens and examples")
+    texts: list[str] = []
+    if text is not None:
+        texts = [part for part in text.read_text(encoding="utf-8").split("\n\n") if part.strip()]
+    elif model in bundled_models():
+        texts = list(story_beginnings())
+    return read_modes(loaded, circuit, texts)
 
 
 def _check(output: Path | None, slug: str | None, width: float) -> None:

@@ -33,7 +33,7 @@ def shown_token(token: str) -> str:
 def top_tokens(node: Node) -> list[str]:
     """The tokens that a node's details name first; none where there are no such details."""
     for key, value in node.details.items():
-        if "token" in key and "bottom" not in key and isinstance(value, list | tuple) and value:
+        if key.startswith("top") and isinstance(value, list | tuple) and value:
             tokens = [item if isinstance(item, str) else _first(item) for item in value]
             if all(isinstance(token, str) for token in tokens):
                 return [str(token) for token in tokens]

@@ -44,7 +44,7 @@ def drawn_edges(circuit: Circuit, names: Set[str], per_node: float) -> list[Edge
         per_node: how many edges are drawn for each node, on average; all where there are fewer.
     """
     edges = [e for e in circuit.edges_by_size if e.source in names and e.target in names]
-    limit = max(LEAST_EDGES, round(per_node * len(names)))
+    limit = max(LEAST_EDGES, per_node * len(names))
     entered: set[str] = set()
     left: set[str] = set()
     found = []
