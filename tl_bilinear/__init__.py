@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from tl_bilinear.hosts.self_check import NotBilinearError as NotBilinearError
     from tl_bilinear.hosts.self_check import self_check as self_check
     from tl_bilinear.quadratic_map import QuadraticMap as QuadraticMap
+    from tl_bilinear.reading import read_modes as read_modes
     from tl_bilinear.tensor import BilinearTensor as BilinearTensor
     from tl_bilinear.training import TrainingConfig as TrainingConfig
     from tl_bilinear.training import train as train
@@ -93,6 +94,7 @@ _ROOMS = {
     "CircuitSet": "circuits",
     "measure_faithfulness": "circuits",
     "Faithfulness": "circuits",
+    "read_modes": "reading",
     "Dictionary": "dictionary",
     "load_dictionary": "checkpoints.dictionaries",
     "save_dictionary": "checkpoints.dictionaries",
@@ -183,6 +185,7 @@ __all__ = [
     "CircuitSet",
     "measure_faithfulness",
     "Faithfulness",
+    "read_modes",
 ]
 
 

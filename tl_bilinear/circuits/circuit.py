@@ -7,14 +7,18 @@ all nodes that nothing enters (`sources`) sum to the target.
 """
 
 import math
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tl_bilinear.decompositions import Mode
 from tl_bilinear.hosts.provenance import Provenance
+
+if TYPE_CHECKING:
+    import networkx
 
 NodeKind = Literal[
     "token",  # an embedding; index: the token's id
@@ -129,6 +133,11 @@ class Circuit:
         entered = {edge.target for edge in self.edges}
         return tuple(n for n in self.nodes if n.id not in entered and n.kind != "logit")
 
+    @cached_property
+    def edges_by_size(self) -> tuple[Edge, ...]:
+        """Largest |share| first."""
+        return tuple(sorted(self.edges, key=lambda edge: -abs(edge.share)))
+
     @property
     def remainder(self) -> float:
         """The signed part of the target that was not followed to its sources."""
@@ -156,3 +165,130 @@ class Circuit:
         """The k nodes of largest |share|, tokens, target and remainders apart."""
         inner = [n for n in self.nodes if n.kind not in ("token", "logit", "remainder")]
         return tuple(sorted(inner, key=lambda node: -abs(node.share))[:k])
+
+    def prune(self, *, max_nodes: int | None = None, kept: float | None = None) -> "Circuit":
+        """The same target from its most important nodes; the rest goes to remainder nodes.
+
+        Nodes are taken from the target downward, always the one of largest |share| among those
+        that flow into something taken. What flowed through the others enters from a remainder
+        of its layer, position and sign, and the nodes before them lose what flowed only there,
+        each of their inflows by its part. Flows stay conserved and shares close. A convention,
+        as the split is: tracing again with a smaller budget names other modes.
+
+        Args:
+            max_nodes: how many nodes stay, targets and remainders not counted.
+            kept: take nodes until `kept_share` reaches this, in [0, 1].
+
+        Raises:
+            ValueError: not exactly one of the two, out of range, or `kept` above what the whole
+                circuit keeps.
+        """
+        from tl_bilinear.circuits.pruning import prune
+
+        return prune(self, max_nodes=max_nodes, kept=kept)
+
+    def merge(self, groups: Mapping[str, Sequence[str]]) -> "Circuit":
+        """Each group of nodes as one supernode (of remainders: as one remainder).
+
+        Flows inside a group vanish, flows in and out of it add up.
+
+        Args:
+            groups: {"name": [ids]}; the name becomes id and label.
+
+        Raises:
+            ValueError: an unknown id, one in two groups, a target, a name that is taken, sources
+                beside nodes that flows enter, remainders beside others, or a cycle.
+        """
+        from tl_bilinear.circuits.merging import merge
+
+        return merge(self, groups)
+
+    def to_json(self) -> str:
+        """Lossless JSON of our own, versioned: floats come back bit for bit, tuples as lists.
+
+        Raises:
+            ValueError: details or settings that are no strings, numbers, lists or dictionaries.
+        """
+        from tl_bilinear.circuits.own_json import to_json
+
+        return to_json(self)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Circuit":
+        """The circuit that `to_json` wrote.
+
+        Raises:
+            ValueError: another format or version, or a damaged text.
+        """
+        from tl_bilinear.circuits.own_json import from_json
+
+        return from_json(text)
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_json` to a file, whole or not at all."""
+        from tl_bilinear.circuits.own_json import save
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Circuit":
+        """The circuit that `save` wrote.
+
+        Raises:
+            ValueError: as `from_json`.
+            OSError: the file cannot be read.
+        """
+        from tl_bilinear.circuits.own_json import load
+
+        return load(path)
+
+    def to_attribution_graph(self, slug: str, scan: str | None = None) -> dict[str, Any]:
+        """The JSON that circuit-tracer's viewer and Neuronpedia open, as a dictionary.
+
+        Links weigh the flows, error nodes are the remainders, and pair terms stand beside them
+        as `bilinear_interactions`. Write it with `json.dump`, or both files of circuit-tracer's
+        viewer with `circuits.attribution_folder.add_to_folder`.
+
+        Args:
+            slug: the graph's name there.
+            scan: the model's name there; by default the one in the provenance.
+
+        Raises:
+            ValueError: a slug or scan of other characters than letters, digits, _, - and dot.
+        """
+        from tl_bilinear.circuits.attribution_graph import to_attribution_graph
+
+        return to_attribution_graph(self, slug, scan)
+
+    def to_networkx(self) -> "networkx.DiGraph":
+        """A networkx DiGraph, parallel edges summed, whose attributes GraphML can hold.
+
+        Nodes have kind, label, share, layer, position, source_position, index (where they
+        apply) and details (as JSON); edges share and weight = |share|. Characters that XML
+        cannot hold are written as ⟨U+0000⟩.
+        """
+        from tl_bilinear.circuits.graph import to_networkx
+
+        return to_networkx(self)
+
+    def to_dot(self) -> str:
+        """The circuit for Graphviz: `dot -Tsvg`."""
+        from tl_bilinear.circuits.diagram_text import to_dot
+
+        return to_dot(self)
+
+    def to_mermaid(self) -> str:
+        """The circuit for Mermaid, as README pages draw it."""
+        from tl_bilinear.circuits.diagram_text import to_mermaid
+
+        return to_mermaid(self)
+
+
+def summed(edges: Iterable[Edge], names: Mapping[str, str] | None = None) -> list[Edge]:
+    """Edges of the same ends as one, the ends renamed first."""
+    names = names or {}
+    flows: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for edge in edges:
+        ends = names.get(edge.source, edge.source), names.get(edge.target, edge.target)
+        flows[ends].append(edge.share)
+    return [Edge(source, target, math.fsum(flow)) for (source, target), flow in flows.items()]

@@ -1,6 +1,9 @@
 """Views: pictures and pages of results. They need `pip install 'tl_bilinear[views]'`."""
 
 from tl_bilinear.views.ablation import ablation_figure as ablation_figure
+from tl_bilinear.views.circuit_figure import circuit_figure as circuit_figure
+from tl_bilinear.views.circuit_figure import save_figure as save_figure
+from tl_bilinear.views.circuit_page import circuit_page as circuit_page
 from tl_bilinear.views.contributions import Contributions as Contributions
 from tl_bilinear.views.contributions import contribution_figure as contribution_figure
 from tl_bilinear.views.contributions import contribution_table as contribution_table

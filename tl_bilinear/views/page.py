@@ -1,7 +1,7 @@
 """One self-contained page: no network, no second file.
 
 The circuitsvis bundle stands in the page once, in a classic script, and each view is one
-closed div and one `CircuitsVis.render` call. A content security policy names the two scripts
+closed div and one `CircuitsVis.render` call. A content security policy names the page's scripts
 by their hashes: the browser runs nothing else and loads nothing from anywhere.
 """
 
@@ -35,6 +35,8 @@ class Page:
         self._views: list[dict[str, Any]] = []
         self._figures = 0
         self._data: dict[str, str] = {}
+        self._styles = [STYLE_SHEET.read_text(encoding="utf-8")]
+        self._scripts: list[str] = []
 
     def add(self, *html: str) -> None:
         """Append HTML; whatever it holds from outside must have been escaped."""
@@ -65,9 +67,18 @@ class Page:
         """Put JSON on the page for machines, as `<script type="application/json" id=name>`."""
         self._data[name] = script_json(value)
 
+    def style(self, sheet: str) -> None:
+        """Append a style sheet of our own."""
+        self._styles.append(sheet)
+
+    def script(self, code: str) -> None:
+        """Append a script of our own, run behind the body; it may read `data`."""
+        self._scripts.append(code)
+
     def html(self) -> str:
         """The whole file."""
         scripts = [_bundle(), _render_calls(self._views)] if self._views else []
+        scripts += self._scripts
         hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts) or "'none'"
         policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src {hashes}"
         data = [
@@ -81,7 +92,7 @@ class Page:
                 f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
                 '<meta name="viewport" content="width=device-width, initial-scale=1">',
                 f"<title>{escape(self.title)}</title>",
-                f"<style>{STYLE_SHEET.read_text(encoding='utf-8')}</style></head><body><main>",
+                f"<style>{''.join(self._styles)}</style></head><body><main>",
                 *self._body,
                 "</main>",
                 *data,

@@ -2,33 +2,16 @@
 
 import html
 import math
-import unicodedata
+
+from tl_bilinear.characters import visible as visible
 
 WORD_JOINER = "\u2060"
 MINUS = "\u2212"
-_NAMED = {"\n": "↵", "\t": "⇥", "\r": "␍", "": "∅"}
 
 
 def escape(text: str) -> str:
     """Text for HTML, in element content and in quoted attributes."""
     return html.escape(text, quote=True)
-
-
-def visible(token: str) -> str:
-    """A token with its control characters shown: newline as ↵, others as ⟨U+0007⟩."""
-    if token == "":
-        return _NAMED[""]
-    return "".join(_visible_character(character) for character in token)
-
-
-def _visible_character(character: str) -> str:
-    if character in _NAMED:
-        return _NAMED[character]
-    # Cc control, Cf format (right-to-left override among them), Cs lone surrogate,
-    # Co private use, Zl and Zp line and paragraph separators.
-    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp"):
-        return f"⟨U+{ord(character):04X}⟩"
-    return character
 
 
 def inert(token: str) -> str:

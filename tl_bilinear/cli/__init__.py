@@ -4,10 +4,6 @@ import json
 import os
 import shlex
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +12,9 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
+
+from tl_bilinear.cli.screen import Host, errors_in_one_line, progress_on_stderr
+from tl_bilinear.cli.trace import trace
 
 if TYPE_CHECKING:
     from tl_bilinear.report import Report
@@ -27,12 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-class Host(str, Enum):
-    auto = "auto"
-    hooked_transformer = "hooked_transformer"
-    transformer_bridge = "transformer_bridge"
+app.command()(trace)
 
 
 @app.command()
@@ -64,7 +58,7 @@ def report(
     host: Annotated[Host, typer.Option("--host", help="The TransformerLens class.")] = Host.auto,
 ) -> None:
     """Take one prediction of a model apart and write it as one self-contained HTML page."""
-    with _errors_in_one_line(), _progress() as progress:
+    with errors_in_one_line(), progress_on_stderr() as progress:
         from tl_bilinear.report.write import require_writable, write_report
         from tl_bilinear.views import require_views
 
@@ -135,7 +129,7 @@ def sweep(
 
     torchrun --nproc-per-node 2 -m tl_bilinear sweep ... is the same sweep on two processes.
     """
-    with _errors_in_one_line():
+    with errors_in_one_line():
         from tl_bilinear.checkpoints import load
         from tl_bilinear.sweeps.command import interrupted, read_settings, sweep_in_words
 
@@ -166,7 +160,7 @@ def sweep(
 @app.command()
 def models() -> None:
     """List the models that come with the package."""
-    with _errors_in_one_line():
+    with errors_in_one_line():
         from tl_bilinear.checkpoints import bundled_models
         from tl_bilinear.checkpoints.bundled import bundled_folder
         from tl_bilinear.toys import bundled_toys
@@ -224,7 +218,7 @@ def convert(
     seed: Annotated[int, typer.Option("--seed", help="Chooses the windows.")] = 0,
 ) -> None:
     """Make a gated (SwiGLU, GeGLU) model bilinear; the same command resumes a stopped run."""
-    with _errors_in_one_line():
+    with errors_in_one_line():
         from tl_bilinear.conversion import DistillationConfig
         from tl_bilinear.conversion.convert import convert_folder
 
@@ -292,43 +286,3 @@ def _summarise(measured: "Report", path: Path) -> None:
     Console().print(table)
     # Not through rich, which would wrap a long path.
     typer.echo(f"page: {path} ({path.stat().st_size / 1e6:.1f} MB)")
-
-
-@contextmanager
-def _errors_in_one_line() -> Iterator[None]:
-    """What a user can mend is said in one line on stderr, with exit code 1."""
-    # Read when torch is first imported: else its threads spin while they wait for each other,
-    # which takes ten times as long where other programs want the cores too.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    # Everything is local; progress bars of other packages would break ours.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except (ValueError, OSError, ImportError) as error:
-        typer.echo(f"tl-bilinear: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(1) from error
-
-
-@contextmanager
-def _progress() -> Iterator[Any]:
-    """A function that shows each step on stderr, with the seconds it has been running."""
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"))
-    with Progress(*columns, TimeElapsedColumn(), console=console) as bars:
-
-        def step(description: str) -> None:
-            _finish(bars)
-            bars.add_task(description, total=1)
-
-        yield step
-        _finish(bars)
-
-
-def _finish(bars: Any) -> None:
-    for task in bars.tasks:
-        bars.update(task.id, completed=1)
