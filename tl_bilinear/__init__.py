@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from tl_bilinear.checkpoints.dictionaries import load_dictionary as load_dictionary
     from tl_bilinear.checkpoints.dictionaries import save_dictionary as save_dictionary
     from tl_bilinear.checkpoints.public_names import register as register
+    from tl_bilinear.circuits import PathExpansion as PathExpansion
+    from tl_bilinear.circuits import ScorePairs as ScorePairs
+    from tl_bilinear.circuits import SourcePairs as SourcePairs
+    from tl_bilinear.circuits import expand_paths as expand_paths
+    from tl_bilinear.circuits import score_pairs as score_pairs
+    from tl_bilinear.circuits import source_pairs as source_pairs
     from tl_bilinear.conversion import bilinearize as bilinearize
     from tl_bilinear.decompositions import HOSVD as HOSVD
     from tl_bilinear.decompositions import CPDecomposition as CPDecomposition
@@ -101,12 +107,19 @@ _ROOMS = {
     "SharedSubspace": "decompositions",
     "reconstruct": "decompositions",
     "Reconstruction": "decompositions",
+    "expand_paths": "circuits",
+    "PathExpansion": "circuits",
+    "source_pairs": "circuits",
+    "SourcePairs": "circuits",
+    "score_pairs": "circuits",
+    "ScorePairs": "circuits",
 }
 
 _FOLDERS = (
     "ablation",
     "attribution",
     "checkpoints",
+    "circuits",
     "conversion",
     "decompositions",
     "features",
@@ -164,6 +177,12 @@ __all__ = [
     "SharedSubspace",
     "reconstruct",
     "Reconstruction",
+    "expand_paths",
+    "PathExpansion",
+    "source_pairs",
+    "SourcePairs",
+    "score_pairs",
+    "ScorePairs",
 ]
 
 
