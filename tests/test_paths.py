@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import hosts, native
+from models import NATIVE, hosts, native
 
 import tl_bilinear as tlb
 from tl_bilinear.circuits.path_norms import norms
@@ -19,23 +19,33 @@ CASES = {"LN": ("LN", {}), "RMS": ("RMS", ROTARY), "none": (None, {}), "LNPre": 
 
 def small(host: str, case: str, **options: Any) -> Any:
     norm, settings = CASES[case]
-    model = native(norm, host, **{**SMALL, **settings, **options})
-    if host == "transformer_bridge":  # whose own MLPs have no biases
-        with_mlp_biases_(model)
-    return model
+    return biased(norm, host, **{**SMALL, **settings, **options})
 
 
-def with_mlp_biases_(model: Any) -> None:
-    for block in model.blocks:
-        for name in ("gate", "in", "out"):
-            linear = getattr(block.mlp, name).original_component
-            bias = torch.randn(linear.weight.shape[0], dtype=linear.weight.dtype) / 3
-            linear.bias = torch.nn.Parameter(bias)
+def biased(norm: str | None, host: str, **options: Any) -> Any:
+    """`native`, with biases in the MLPs on a bridge too."""
+    if host == "hooked_transformer":
+        return native(norm, host, **options).requires_grad_(False)
+    from transformer_lens.config import TransformerBridgeConfig
+
+    from tl_bilinear.hosts.native import boot_bilinear
+
+    settings = {**NATIVE, "normalization_type": norm, "dtype": torch.float64, **options}
+    model = boot_bilinear(TransformerBridgeConfig(**settings), mlp_bias=True).to(torch.float64)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.requires_grad_(False).parameters():
+        parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator).to(parameter))
+    return model.eval()
 
 
 def assert_equal(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-9) -> None:
+    found, expected = found.double(), expected.double()
     scale = max(float(expected.abs().max()), 1e-12)
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * scale)
+
+
+def values_of(rows: Any) -> torch.Tensor:
+    return torch.tensor([row.value for row in rows], dtype=torch.float64)
 
 
 def exactness(host: str, case: str) -> float:
@@ -46,7 +56,6 @@ def exactness(host: str, case: str) -> float:
 class Dense:
     """Every term of a one-layer model as a dense tensor [output, *arguments], denominators one."""
 
-    @torch.no_grad()
     def __init__(self, model: Any, case: str):
         self.centred = case.startswith("LN")
         block = model.blocks[0]
@@ -128,18 +137,12 @@ def test_every_term_is_its_dense_twin(expanded):
     count = len(reference.sources) + 1
     assert len([t for t in paths.terms if t.name.startswith("W_U B(")]) == count * (count + 1) // 2
     for term in paths.terms:
-        found, expected = dense(paths.tensor(term.name)), reference.term(term.name)
-        first = len(term.arguments) == 1 and found.shape[0] == 1
-        assert_equal(found.transpose(0, 1) if first else found, oriented(expected, found))
+        expected = reference.term(term.name)  # its only argument may stand second
+        assert_equal(dense(paths.tensor(term.name)).reshape(expected.shape), expected)
         assert term.norm == pytest.approx(float(expected.norm()), rel=1e-9)
         entries = expected[..., 0].numel()
         assert term.size == pytest.approx(float(expected.norm()) / entries**0.5, rel=1e-9)
     assert sum(term.share for term in paths.terms) == pytest.approx(1)
-
-
-def oriented(expected: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
-    """A dense term whose only argument stands second, with its axes as the factored term's."""
-    return expected if expected.shape == found.shape else expected.transpose(0, 1)
 
 
 def test_the_largest_entries_are_the_dense_ones(expanded):
@@ -153,12 +156,12 @@ def test_the_largest_entries_are_the_dense_ones(expanded):
             found = paths.top(term.name, (3, 5), k=6, block=block)
             flat = table.triu() if found.unordered else table
             expected = flat.flatten().abs().sort(descending=True).values[: len(found.rows)]
-            assert_equal(torch.tensor([abs(row.value) for row in found.rows]), expected)
+            assert_equal(values_of(found.rows).abs(), expected)
             for row in found.rows:
                 squeezed = table.squeeze()
-                assert_equal(torch.tensor(row.value), squeezed[row.ids].detach())
+                assert_equal(values_of([row])[0], squeezed[row.ids])
                 assert len(row.arguments) == len(term.arguments)
-    direction = [row.value for row in paths.top("W_U W_E", u.detach(), k=3).rows]
+    direction = [row.value for row in paths.top("W_U W_E", u, k=3).rows]
     tokens = [row.value for row in paths.top("W_U W_E", (3, 5), k=3).rows]
     assert direction == pytest.approx(tokens)
 
@@ -170,9 +173,9 @@ def test_without_a_target_the_entries_are_bigrams(expanded):
         whole = reference.term(name).squeeze()
         found = paths.top(name, k=5, block=3)
         assert found.places[-1] == "output token"
-        values = torch.tensor([row.value for row in found.rows])
+        values = values_of(found.rows)
         assert_equal(values.abs(), whole.flatten().abs().sort(descending=True).values[:5])
-        assert_equal(values, torch.stack([whole[row.ids] for row in found.rows]).detach())
+        assert_equal(values, torch.stack([whole[row.ids] for row in found.rows]))
     with pytest.raises(ValueError, match="give a target"):
         paths.top("W_U B(W_E, OV1 W_E)")
 
@@ -184,7 +187,7 @@ def test_among_some_tokens(expanded):
     found = paths.top("W_U B(W_E, OV0 W_E)", 3, k=20, among=chosen)
     assert {row.ids for row in found.rows} == set(itertools.product(chosen, chosen))
     for row in found.rows:
-        assert_equal(torch.tensor(row.value), table[row.ids].detach())
+        assert_equal(values_of([row])[0], table[row.ids])
     with pytest.raises(ValueError, match="no tokens were given"):
         paths.top("W_U W_E", 3, among=[])
 
@@ -233,7 +236,6 @@ def contracted(model: Any, case: str, tokens: torch.Tensor, terms: list[str]) ->
 NORMS = ("blocks.0.ln1", "blocks.0.ln2", "ln_final")
 
 
-@torch.no_grad()
 def test_on_a_prompt_every_term_is_the_dense_one_under_its_patterns(expanded):
     model, case, exact, paths = expanded
     tokens = torch.randint(0, 11, (2, 6))
@@ -308,13 +310,13 @@ def test_eigenvectors_of_the_virtual_tokens_interaction_matrix(expanded):
     weights = model.blocks[0].mlp.W_out @ u
     left, right = basis @ model.blocks[0].mlp.W_gate, basis @ model.blocks[0].mlp.W_in
     matrix = (left * weights) @ right.T
-    matrix = ((matrix + matrix.T) / 2).detach()
+    matrix = (matrix + matrix.T) / 2
     found = paths.virtual_modes((3, 5), k=5)
     values = torch.linalg.eigvalsh(matrix)
     expected = values[values.abs().argsort(descending=True)][:5]
     assert_equal(found.eigenvalues, expected, 1e-7)
     assert found.sources == tuple(sources)
-    raw = torch.cat([reference.sources[s] for s in sources]).detach()
+    raw = torch.cat([reference.sources[s] for s in sources])
     for k in range(5):
         vector = raw @ found.functionals[k]
         assert float(vector.norm()) == pytest.approx(1, rel=1e-7)
@@ -324,7 +326,8 @@ def test_eigenvectors_of_the_virtual_tokens_interaction_matrix(expanded):
         best = found.top_tokens(k, 3)
         order = vector.abs().argsort(descending=True)[:3].tolist()
         assert [sources.index(t.source) * 11 + t.id for t in best] == order
-        assert_equal(torch.tensor([t.weight for t in best]), vector[order], 1e-7)
+        weights = [t.weight for t in best]
+        assert weights == pytest.approx(vector[order].tolist(), rel=1e-7)
     some = paths.virtual_tokens((3, 5), [2, 8])
     rows = [s * 11 + t for s in range(3) for t in (2, 8)]
     assert_equal(some.matrix, matrix[rows][:, rows])
@@ -332,7 +335,6 @@ def test_eigenvectors_of_the_virtual_tokens_interaction_matrix(expanded):
     assert "virtual-token modes" in str(found)
 
 
-@torch.no_grad()
 def test_scores_from_weights_are_the_models_own(expanded):
     """Terms summed over a prompt's tokens and positions, under its denominators."""
     model, case, exact, paths = expanded
@@ -359,7 +361,7 @@ def test_scores_from_weights_are_the_models_own(expanded):
     best = paths.top_scores("QK1(W_E, W_E)", k=4, distance=2, block=4)
     whole = next(t for t in paths.scores(2) if t.name == "QK1(W_E, W_E)").tensor().to_dense()
     expected = whole.flatten().abs().sort(descending=True).values[:4]
-    assert_equal(torch.tensor([abs(row.value) for row in best.rows]), expected)
+    assert_equal(values_of(best.rows).abs(), expected)
     assert best.places == ("query token", "key token")
 
 
@@ -390,7 +392,7 @@ def test_the_number_of_terms_without_biases():
     assert "6 more terms" in paths.table(3) and str(paths)
 
 
-def test_bad_input_says_what_to_do():
+def test_bad_input_says_what_to_do(unchecked):
     model = small(hosts()[0], "RMS")
     paths = tlb.expand_paths(model)
     tokens = torch.randint(0, 11, (1, 4))

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, bridge_of, family, hooked_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import hosts, native, process_
 from strategies import maps, normal
-from test_paths import ROTARY, with_mlp_biases_
+from test_paths import ROTARY, biased
 
 import tl_bilinear as tlb
 from tl_bilinear.circuits import pair_table
@@ -25,11 +25,8 @@ def exactness(host: str, norm: str | None) -> float:
     return 1e-9 if host == "hooked_transformer" or norm in ("LN", None) else 1e-5
 
 
-def biased(norm: str | None, host: str, **options: Any) -> Any:
-    model = native(norm, host, **{**TINY, **options})
-    if host == "transformer_bridge":
-        with_mlp_biases_(model)
-    return model
+def tiny(norm: str | None, host: str, **options: Any) -> Any:
+    return biased(norm, host, **{**TINY, **options})
 
 
 def on_every_host(name: str) -> list[Any]:
@@ -40,7 +37,8 @@ def on_every_host(name: str) -> list[Any]:
     return found
 
 
-@given(maps(), st.integers(1, 5), st.data())
+@settings(max_examples=15)
+@given(maps(), st.integers(1, 3), st.data())
 def test_the_table_is_the_map_called_per_pair(weights, n, data):
     inputs, u = normal(data.draw, n, weights.d_in), normal(data.draw, weights.d_out)
     table = pair_table(weights, inputs, u)
@@ -57,6 +55,7 @@ def test_the_table_is_the_map_called_per_pair(weights, n, data):
     assert_close(table.sum(), weights(inputs.sum(0)) @ u, rtol=1e-9, atol=10 * scale)
 
 
+@settings(max_examples=15)
 @given(maps(), st.integers(1, 4), st.data())
 def test_the_table_of_a_frozen_gate(weights, n, data):
     inputs, u = normal(data.draw, n, weights.d_in), normal(data.draw, weights.d_out)
@@ -70,14 +69,19 @@ def test_the_table_of_a_frozen_gate(weights, n, data):
 @pytest.mark.parametrize("host", hosts())
 @pytest.mark.parametrize(
     ("norm", "options"),
-    [("LN", {}), ("RMS", ROTARY), (None, {}), ("RMSPre", ROTARY | {"n_layers": 1})],
+    [
+        ("LN", {"n_layers": 4}),
+        ("RMS", ROTARY | {"n_layers": 3}),
+        (None, {"n_layers": 2}),
+        ("RMSPre", ROTARY | {"n_layers": 1}),
+    ],
 )
 def test_tables_sum_to_the_mlps_share_at_any_depth(host, norm, options):
-    options = {"n_layers": 4 if norm == "LN" else 3, **options}
-    model = biased(norm, host, **options)
+    model = tiny(norm, host, **options)
     tokens = torch.randint(0, 40, (2, 7))
     exact = exactness(host, norm)
-    for target in (7, (7, 9), torch.linspace(-1, 1, 12, dtype=torch.float64)):
+    targets = ((7, 9), torch.linspace(-1, 1, 12, dtype=torch.float64))
+    for target in targets if norm == "RMS" else targets[:1]:
         shares = tlb.attribute_modes(model, tokens, target, k=1).shares
         for layer in range(options["n_layers"]):
             found = tlb.source_pairs(model, tokens, layer, target)
@@ -94,7 +98,7 @@ def test_tables_sum_to_the_mlps_share_at_any_depth(host, norm, options):
 @pytest.mark.parametrize("host", hosts())
 def test_every_pair_is_the_models_own_mlp_called_on_it(host):
     """Brute force: f(x_s + x_t) - f(x_s) - f(x_t) + f(0) through the host's own MLP."""
-    model = biased("LN", host)
+    model = tiny("LN", host)
     tokens, own = torch.randint(0, 40, (1, 7)), tlb.get_host(model)
     found = tlb.source_pairs(model, tokens, 1, (7, 9))
     _, cache = model.run_with_cache(tokens)
@@ -115,13 +119,11 @@ def test_every_pair_is_the_models_own_mlp_called_on_it(host):
         for j, y in enumerate(streams):
             both = mlp(x + y) - single[i] - single[j] + nothing
             expected = both / 2
-            torch.testing.assert_close(
-                found.table[0, 0, i, j], expected.detach(), rtol=1e-9, atol=1e-11
-            )
+            torch.testing.assert_close(found.table[0, 0, i, j], expected, rtol=1e-9, atol=1e-11)
         linear = (mlp(x) - mlp(-x)) / 2
         pair = found.pair(found.sources[i], "constant")[0, 0]
-        torch.testing.assert_close(pair, linear.detach(), rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(found.table[0, 0, -1, -1], nothing.detach(), rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(pair, linear, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(found.table[0, 0, -1, -1], nothing, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -132,15 +134,14 @@ def test_every_family_closes(name):
         hooked = tlb.get_host(model).kind == "HookedTransformer"
         exact = 1e-9 if hooked else 2e-6
         _, cache = model.run_with_cache(tokens)
-        for layer in (0, 1):
-            found = tlb.source_pairs(model, tokens, layer, 7)
-            scale = float(found.table.abs().max())
-            assert found.discrepancy.abs().max() < exact * scale
-            scores = tlb.score_pairs(model, tokens, layer, 2, query=-1, key=8)
-            own = cache[f"blocks.{layer}.attn.hook_attn_scores"][0, 2, -1, 8]
-            assert abs(float(scores.capped - own)) < exact * 5
-            assert abs(float(scores.discrepancy)) < exact * 5
-            assert (scores.softcap is not None) == (name == "Gemma 2")
+        found = tlb.source_pairs(model, tokens, 1, 7)
+        scale = float(found.table.abs().max())
+        assert found.discrepancy.abs().max() < exact * scale
+        scores = tlb.score_pairs(model, tokens, 1, 2, query=-1, key=8)
+        own = cache["blocks.1.attn.hook_attn_scores"][0, 2, -1, 8]
+        assert abs(float(scores.capped - own)) < exact * 5
+        assert abs(float(scores.discrepancy)) < exact * 5
+        assert (scores.softcap is not None) == (name == "Gemma 2")
     if name in ("Gemma 2", "Gemma 3"):
         with pytest.raises(ValueError, match="its window is shorter"):
             tlb.score_pairs(model, tokens, 0, 2, query=-1, key=0)
@@ -148,7 +149,7 @@ def test_every_family_closes(name):
 
 @pytest.mark.parametrize("host", hosts())
 def test_folded_weights_give_the_same_pairs(host):
-    model = biased("LN", host)
+    model = tiny("LN", host)
     tokens = torch.randint(0, 40, (1, 7))
     _, cache = model.run_with_cache(tokens)
     process_(model, host)
@@ -165,6 +166,10 @@ def test_folded_weights_give_the_same_pairs(host):
 @pytest.mark.parametrize("host", hosts())
 def test_frozen_gates_close(host):
     model = native("RMS", host, act_fn="silu", **TINY)
+    with torch.no_grad():
+        for block in model.blocks:  # HookedTransformer's own gated MLP adds it behind the product
+            if host == "hooked_transformer":
+                block.mlp.b_in.zero_()
     tokens = torch.randint(0, 40, (2, 7))
     with pytest.raises(tlb.NotBilinearError, match="frozen_gates=True"):
         tlb.source_pairs(model, tokens, 1, 7)
@@ -179,17 +184,17 @@ def test_frozen_gates_close(host):
         torch.testing.assert_close(
             found.table.sum((-2, -1)), shares[layer], rtol=exact, atol=exact * scale
         )
-    assert any("silu" in part for part in found.provenance.frozen)
+    assert any("slopes" in part for part in found.provenance.frozen)
 
 
 @pytest.mark.parametrize("host", hosts())
 @pytest.mark.parametrize(("norm", "options"), [("LN", {}), ("RMS", ROTARY)])
 def test_scores_are_the_models_own(host, norm, options):
-    model = biased(norm, host, n_layers=3, **options)
+    model = tiny(norm, host, n_layers=3, **options)
     tokens = torch.randint(0, 40, (7,))
     _, cache = model.run_with_cache(tokens[None])
     exact = exactness(host, norm)
-    for layer in range(3):
+    for layer in (2,):
         for head in range(2):
             rows = [tlb.score_pairs(model, tokens, layer, head, 5, key) for key in range(6)]
             own = cache[f"blocks.{layer}.attn.hook_pattern"][0, head, 5, :6].double()
@@ -212,7 +217,7 @@ def test_a_wrong_scale_is_refused(monkeypatch):
 
     from tl_bilinear.hosts import score_map
 
-    model = biased("LN", hosts()[0])
+    model = tiny("LN", hosts()[0])
     rule = score_map.score_rule(tlb.get_host(model), 1)
     monkeypatch.setattr(score_map, "score_rule", lambda *_: replace(rule, scale=rule.scale * 1.01))
     with pytest.raises(ValueError, match="its pattern differs by"):
@@ -221,9 +226,9 @@ def test_a_wrong_scale_is_refused(monkeypatch):
 
 def test_a_missing_source_is_seen(monkeypatch):
     """The sum can fail: without the first layer's MLP it does not close."""
-    from tl_bilinear.circuits import source_pairs as module
+    from tl_bilinear.circuits import mlp_pairs as module
 
-    model = biased("LN", hosts()[0])
+    model = tiny("LN", hosts()[0])
     every = stream_sources(tlb.get_host(model), 1)
     without = tuple(source for source in every if source.kind != "mlp")
     monkeypatch.setattr(module, "stream_sources", lambda *_: without)
@@ -242,11 +247,11 @@ def test_the_bundled_model_closes_for_strings():
     assert value == float(found.pair(first, second)[0, 0])
     assert "all others" in str(found)
     scores = tlb.score_pairs(story, prompt, 4, 3)
-    assert abs(float(scores.discrepancy)) < 1e-4 and scores.tokens == (" lost", " lost")
+    assert abs(float(scores.discrepancy)) < 1e-4 and scores.tokens == ("st", "st")
 
 
 def test_bad_input_says_what_to_do():
-    model = biased("LN", hosts()[0])
+    model = tiny("LN", hosts()[0])
     tokens = torch.randint(0, 40, (2, 7))
     pairs = {
         "`layer` 2 is out of range": lambda: tlb.source_pairs(model, tokens, 2, 7),

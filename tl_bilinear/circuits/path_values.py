@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_bilinear.circuits.mlp_pairs import pair_table
 from tl_bilinear.circuits.one_layer import ATTENTION_POST, OneLayer
 from tl_bilinear.circuits.path_list import ONE, linear_name, pair_name
-from tl_bilinear.circuits.source_pairs import pair_table
 from tl_bilinear.circuits.token_target import readout_bias
 from tl_bilinear.circuits.virtual_source import VirtualSource
 from tl_bilinear.hosts.attention import attention_scale_site, mlp_scale_site, pattern_site
+from tl_bilinear.hosts.checked_map import checked_mlp_map
 from tl_bilinear.hosts.prompts import Text, split_prompts, tokenize
 from tl_bilinear.hosts.provenance import Provenance, provenance
 from tl_bilinear.hosts.reading import (
@@ -87,13 +88,19 @@ def path_values(
     target: Target,
     positions: Positions = "last",
 ) -> PathValues:
-    """Every term's value; see `PathExpansion.on_prompt`."""
+    """Every term's value; see `PathExpansion.on_prompt`.
+
+    Raises:
+        NotBilinearError: an MLP whose output its weights do not reproduce.
+    """
     host = layer.host
     if hasattr(text, "cache_dict"):
         raise ValueError("give a text or token ids: a cache does not say which tokens were read")
     scales = {"MLP": mlp_scale_site(host, 0), "attention": attention_scale_site(host, 0)}
     hooks = [site for site in scales.values() if site is not None] + writing_hooks(host, 0)
-    reading = take_reading(host, text, target, hooks, positions)
+    inside, written = host.mlp_input_site(0), host.mlp_out_site(0)
+    reading = take_reading(host, text, target, [*hooks, inside, written], positions)
+    checked_mlp_map(host, 0, reading.values[inside], reading.values[written])
     found = {
         name: reading.values[site][..., 0] for name, site in scales.items() if site is not None
     }
