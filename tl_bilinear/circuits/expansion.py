@@ -124,7 +124,7 @@ class PathExpansion:
             return self._top_logits(name, form, places, k, ids, block)
         aim = token_target(self.layer.host, target)
         if isinstance(form, Fixed) and form.on_logits:
-            found = torch.zeros(1, 0, dtype=torch.long), torch.tensor([aim.bias])
+            found = torch.zeros(1, 0, dtype=torch.long), torch.tensor([aim.bias], dtype=torch.float64)
         else:
             found = largest_along(form, aim.u, k, block)
         unordered = isinstance(form, Pairs) and form.same
