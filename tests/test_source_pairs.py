@@ -102,6 +102,8 @@ def test_every_pair_is_the_models_own_mlp_called_on_it(host):
     tokens, own = torch.randint(0, 40, (1, 7)), tlb.get_host(model)
     found = tlb.source_pairs(model, tokens, 1, (7, 9))
     _, cache = model.run_with_cache(tokens)
+    cached = tlb.source_pairs(model, cache, 1, (7, 9))
+    torch.testing.assert_close(cached.table, found.table)
     reading = take_reading(own, tokens, (7, 9), source_hooks(own, 1))
     streams = source_values(own, stream_sources(own, 1), reading.values)[0, 0]
     resid = cache["blocks.1.hook_resid_mid"][0, -1]

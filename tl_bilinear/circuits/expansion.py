@@ -40,8 +40,9 @@ from tl_bilinear.tensor import BilinearTensor
 class PathExpansion:
     """Every term of a one-layer model's logits, from its weights.
 
-    It reads the model's embedding tables where it needs them; they are not copied. Once the
-    model's weights are edited, every question raises a ValueError: expand again.
+    It holds float64 copies of the heads' and the MLP's weights, and reads the model's embedding,
+    position and unembedding tables where it needs them. Once the model has another fingerprint (its
+    embedding, unembedding or MLP were edited), every question raises a ValueError: expand again.
     """
 
     terms: tuple[PathTerm, ...]
@@ -124,7 +125,10 @@ class PathExpansion:
             return self._top_logits(name, form, places, k, ids, block)
         aim = token_target(self.layer.host, target)
         if isinstance(form, Fixed) and form.on_logits:
-            found = torch.zeros(1, 0, dtype=torch.long), torch.tensor([aim.bias], dtype=torch.float64)
+            found = (
+                torch.zeros(1, 0, dtype=torch.long),
+                torch.tensor([aim.bias], dtype=torch.float64),
+            )
         else:
             found = largest_along(form, aim.u, k, block)
         unordered = isinstance(form, Pairs) and form.same
@@ -187,15 +191,22 @@ class PathExpansion:
         self._require_unedited()
         return score_terms(self.layer.host, distance)
 
-    def top_scores(self, name: str, k: int = 10, *, distance: int = 0, block: int = BLOCK):
+    def top_scores(
+        self, name: str, k: int = 10, *, distance: int = 0, block: int = BLOCK
+    ) -> PathEntries:
         """The k (query, key) entries of largest magnitude of one score term, streamed.
 
         Args:
             name: such as "QK0(W_E, W_E)".
+            distance: as in `scores`.
+
+        Cost: O(d_vocab^2 d_model) time, O(block^2) memory.
 
         Raises:
-            ValueError: an unknown term, or a distance out of range.
+            ValueError: an unknown term, k below 1, or a distance out of range.
         """
+        if k < 1:
+            raise ValueError(f"`k` must be at least 1, got {k}")
         terms = {term.name: term for term in self.scores(distance)}
         if name not in terms:
             raise ValueError(f"no term {name!r}: give one of {list(terms)}")
