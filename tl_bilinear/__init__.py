@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from tl_bilinear.circuits import measure_faithfulness as measure_faithfulness
     from tl_bilinear.circuits import trace_circuit as trace_circuit
     from tl_bilinear.circuits import trace_dataset as trace_dataset
+    from tl_bilinear.circuits import PathExpansion as PathExpansion
+    from tl_bilinear.circuits import ScorePairs as ScorePairs
+    from tl_bilinear.circuits import SourcePairs as SourcePairs
+    from tl_bilinear.circuits import expand_paths as expand_paths
+    from tl_bilinear.circuits import score_pairs as score_pairs
+    from tl_bilinear.circuits import source_pairs as source_pairs
     from tl_bilinear.conversion import bilinearize as bilinearize
     from tl_bilinear.decompositions import HOSVD as HOSVD
     from tl_bilinear.decompositions import CPDecomposition as CPDecomposition
@@ -115,6 +121,12 @@ _ROOMS = {
     "SharedSubspace": "decompositions",
     "reconstruct": "decompositions",
     "Reconstruction": "decompositions",
+    "expand_paths": "circuits",
+    "PathExpansion": "circuits",
+    "source_pairs": "circuits",
+    "SourcePairs": "circuits",
+    "score_pairs": "circuits",
+    "ScorePairs": "circuits",
 }
 
 _FOLDERS = (
@@ -186,6 +198,12 @@ __all__ = [
     "measure_faithfulness",
     "Faithfulness",
     "read_modes",
+    "expand_paths",
+    "PathExpansion",
+    "source_pairs",
+    "SourcePairs",
+    "score_pairs",
+    "ScorePairs",
 ]
 
 
