@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Else pyright asks the network for a newer version.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help report test test-tl3 test-tl4 test-tl4-quietly check format models toys dictionaries demos accelerate bench parity faults clean
+.PHONY: help report test test-tl3 test-tl4 test-tl4-quietly check format models toys dictionaries demos accelerate conversion bench parity faults clean
 
 help: ## list what make can do
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -70,6 +70,9 @@ toys: .venv/.package ## train the toy models (digits, mod-p) again (ten minutes)
 	.venv/bin/python -m tl_bilinear.recipes.digits --work-dir .cache/toys --threads 1
 	.venv/bin/python -m tl_bilinear.recipes.modular --work-dir .cache/toys --threads 1
 
+conversion: .venv/.package ## ways to convert, compared; writes benchmarks/conversion.md (50 minutes)
+	.venv/bin/python -m tl_bilinear.recipes.conversion_table --work-dir .cache/models --threads 1 -o benchmarks/conversion.md $(if $(TEXT),--text "$(TEXT)")
+
 dictionaries: .venv/.package ## train the pair of dictionaries of stories-5l again (ten minutes)
 	.venv/bin/python -m tl_bilinear.recipes.story_dictionaries --work-dir .cache/dictionaries --threads 1 $(if $(TEXT),--text "$(TEXT)")
 
@@ -87,6 +90,7 @@ bench: .venv/.bench ## run the benchmarks, and write their tables
 	.venv/bin/python benchmarks/run.py
 	.venv/bin/python benchmarks/boot.py
 	.venv/bin/python benchmarks/decompositions.py --output benchmarks/decompositions.md
+	.venv/bin/python benchmarks/training.py
 
 # The page is made anew, then shown; a cell above 1e-4 fails.
 parity: .venv/.test .venv-tl4/.test ## every family and host beside Hugging Face, in both environments

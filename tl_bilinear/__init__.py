@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from tl_bilinear.circuits import Circuit as Circuit
     from tl_bilinear.circuits import CircuitSet as CircuitSet
     from tl_bilinear.circuits import Faithfulness as Faithfulness
-    from tl_bilinear.circuits import measure_faithfulness as measure_faithfulness
-    from tl_bilinear.circuits import trace_circuit as trace_circuit
-    from tl_bilinear.circuits import trace_dataset as trace_dataset
     from tl_bilinear.circuits import PathExpansion as PathExpansion
     from tl_bilinear.circuits import ScorePairs as ScorePairs
     from tl_bilinear.circuits import SourcePairs as SourcePairs
     from tl_bilinear.circuits import expand_paths as expand_paths
+    from tl_bilinear.circuits import measure_faithfulness as measure_faithfulness
     from tl_bilinear.circuits import score_pairs as score_pairs
     from tl_bilinear.circuits import source_pairs as source_pairs
+    from tl_bilinear.circuits import trace_circuit as trace_circuit
+    from tl_bilinear.circuits import trace_dataset as trace_dataset
     from tl_bilinear.conversion import bilinearize as bilinearize
     from tl_bilinear.decompositions import HOSVD as HOSVD
     from tl_bilinear.decompositions import CPDecomposition as CPDecomposition

@@ -28,10 +28,6 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.mean:.4f} ± {self.half:.4f}"
 
-    @property
-    def excludes_zero(self) -> bool:
-        return abs(self.mean) > self.half
-
 
 def student_interval(values: Sequence[float]) -> Interval:
     """The mean of two to ten values, as if drawn from one normal distribution.
