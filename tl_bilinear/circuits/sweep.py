@@ -26,7 +26,6 @@ class Sweep:
     basis: AbstractBasis
     tree: bool = False
     """Every reader's direction is taken apart for itself."""
-    expand_patterns: bool = False
 
     def run(self, threshold: float, *, merged: bool = False) -> Ledger:
         """The ledger of everything whose |share| reaches the threshold.
