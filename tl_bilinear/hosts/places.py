@@ -44,7 +44,8 @@ class Places:
 
 def find_places(prompt: Int[Tensor, " pos"], readouts: Sequence[Readout], position: int) -> Places:
     """The places of a prompt that readouts follow; those without a prefix read at `position`."""
-    tokens, place_of = prompt.tolist(), {(): len(prompt) - 1}
+    tokens = prompt.tolist()
+    place_of: dict[tuple[int, ...], int] = {(): len(prompt) - 1}
     for readout in readouts:
         for end in range(1, len(readout.prefix) + 1):
             if readout.prefix[:end] not in place_of:

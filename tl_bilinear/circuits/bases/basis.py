@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -111,9 +112,9 @@ class AbstractBasis(ABC):
             index: the elements; or, for bases that differ between prompts, `modes`.
         """
 
-    def bound(self, site: Site) -> float:
+    def bounds(self, sites: Sequence[Site]) -> Float[Tensor, " site"]:
         """No element's |share| is above it: where that is too small, none is looked for."""
-        return float("inf")
+        return torch.full((len(sites),), torch.inf)
 
 
 def halves(

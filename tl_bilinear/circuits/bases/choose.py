@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, final, get_args
 
+from jaxtyping import Float
+from torch import Tensor
+
 from tl_bilinear.circuits.bases.basis import AbstractBasis, Elements, Site
 from tl_bilinear.circuits.bases.directions import (
     hosvd_directions,
@@ -53,9 +56,9 @@ class PerLayer(AbstractBasis):
         """Those of the layer's basis."""
         return self.at(layer).parts(tensor, layer, index, modes)
 
-    def bound(self, site: Site) -> float:
-        """That of the layer's basis."""
-        return self.at(site.layer).bound(site)
+    def bounds(self, sites: Sequence[Site]) -> Float[Tensor, " site"]:
+        """Those of the layer's basis."""
+        return self.at(sites[0].layer).bounds(sites)
 
     def at(self, layer: int) -> AbstractBasis:
         """A layer's basis."""

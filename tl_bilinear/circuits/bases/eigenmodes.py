@@ -13,12 +13,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_bilinear.circuits.bases.basis import AbstractBasis, Chosen, Elements, Site, halves
+from tl_bilinear.circuits.bases.mass_bound import largest_shares
 from tl_bilinear.circuits.parts import AbstractParts, ModeParts
 from tl_bilinear.decompositions import Mode, eigendecompose
 from tl_bilinear.tensor import BilinearTensor
 
 CHUNK_NUMBERS = 2**24
 """Entries of the matrices that are decomposed together."""
+LARGE = 256
+"""d_model from which on an eigh costs more than the bound's products."""
+STEPS = 24
 
 
 @final
@@ -44,11 +48,23 @@ class Eigenmodes(AbstractBasis):
             found.append(_Modes(site, eigen.eigenvalues, eigen.eigenvectors))
         return found
 
-    def bound(self, site: Site) -> float:
-        """|lambda_k (v_k . mid)(v_k . end)| is at most |Q mid| |end|, and |Q end| |mid|."""
-        u = site.u
-        first = site.back(u, site.mid).norm() * site.end.norm()
-        return float(torch.minimum(first, site.back(u, site.end).norm() * site.mid.norm()))
+    def bounds(self, sites: Sequence[Site]) -> Float[Tensor, " site"]:
+        """|lambda_k (v_k . mid)(v_k . end)| is at most |Q mid| |end|, and |Q end| |mid|; for large
+        matrices, whose eigh is dear, `mass_bound` as well."""
+        u = torch.stack([site.u for site in sites])
+        mid = torch.stack([site.mid for site in sites])
+        end = torch.stack([site.end for site in sites])
+
+        def product(x: Tensor) -> Tensor:
+            if all(site.map is sites[0].map for site in sites):
+                return sites[0].back(u, x)
+            return torch.stack([site.back(u[i], x[i]) for i, site in enumerate(sites)])
+
+        first = product(mid).norm(dim=1) * end.norm(dim=1)
+        found = torch.minimum(first, product(end).norm(dim=1) * mid.norm(dim=1))
+        if sites[0].map.d_in >= LARGE:
+            found = torch.minimum(found, largest_shares(product, mid, end, STEPS))
+        return found
 
     def parts(
         self, tensor: BilinearTensor, layer: int, index: tuple[int, ...], modes: Sequence[Mode]
