@@ -13,7 +13,7 @@ import tl_bilinear as tlb
 from tl_bilinear.checkpoints.dictionaries import load_dictionary
 from tl_bilinear.circuits import Circuit
 from tl_bilinear.circuits.bases import InputDirections, OutputDirections
-from tl_bilinear.circuits.bases.mass_bound import largest_shares
+from tl_bilinear.circuits.bases.mass_bound import largest_share
 from tl_bilinear.circuits.scores import logarithmic_mean
 
 PROMPT = "Tim was sad because he lost"
@@ -296,15 +296,13 @@ def test_no_share_is_above_the_bound(spikes, d):
     mid = torch.randn(6, d, dtype=torch.float64)
     mid[0] = vectors[0, :, 0]
     mid[1] = vectors[1] @ torch.linspace(0, 1, d, dtype=torch.float64) ** 8
-    for end in (mid, torch.randn(6, d, dtype=torch.float64)):
-        ways = [(vectors.mT @ x[..., None])[..., 0] for x in (mid, end)]
-        largest = (values * ways[0] * ways[1]).abs().amax(1)
-        for steps in (2, 8, 24):
-            bound = largest_shares(
-                lambda x: (matrices @ x[..., None])[..., 0], mid, end, min(steps, d)
-            )
-            assert (bound >= largest).all()
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        return (matrices @ x[..., None])[..., 0]
+
+    largest = (values * (vectors.mT @ mid[..., None])[..., 0] ** 2).abs().amax(1)
+    for steps in (1, 2, 8, 24, d):
+        assert (largest_share(product, mid, min(steps, d)) >= largest).all()
     if not spikes and d == 60:
-        whole = (matrices @ mid[..., None]).norm(dim=1)[:, 0] * mid.norm(dim=1)
-        bound = largest_shares(lambda x: (matrices @ x[..., None])[..., 0], mid, mid, 24)
-        assert (bound[2:] < 0.5 * whole[2:]).all()
+        whole = product(mid).norm(dim=1) * mid.norm(dim=1)
+        assert (largest_share(product, mid, 24)[2:] < 0.5 * whole[2:]).all()

@@ -82,7 +82,7 @@ class Sweep:
         """The elements of those sites that can have one above the threshold."""
         if not sites:
             return
-        worth = (self.basis.bounds(sites) >= threshold).nonzero()[:, 0].tolist()
+        worth = self.basis.worth(sites, threshold)
         if worth:
             yield from zip(worth, self.basis.elements([sites[i] for i in worth]), strict=True)
 

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -112,9 +111,9 @@ class AbstractBasis(ABC):
             index: the elements; or, for bases that differ between prompts, `modes`.
         """
 
-    def bounds(self, sites: Sequence[Site]) -> Float[Tensor, " site"]:
-        """No element's |share| is above it: where that is too small, none is looked for."""
-        return torch.full((len(sites),), torch.inf)
+    def worth(self, sites: Sequence[Site], threshold: float) -> list[int]:
+        """Which sites can have an element whose |share| reaches the threshold: those to look at."""
+        return list(range(len(sites)))
 
 
 def halves(

@@ -4,9 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, final, get_args
 
-from jaxtyping import Float
-from torch import Tensor
-
 from tl_bilinear.circuits.bases.basis import AbstractBasis, Elements, Site
 from tl_bilinear.circuits.bases.directions import (
     hosvd_directions,
@@ -56,9 +53,9 @@ class PerLayer(AbstractBasis):
         """Those of the layer's basis."""
         return self.at(layer).parts(tensor, layer, index, modes)
 
-    def bounds(self, sites: Sequence[Site]) -> Float[Tensor, " site"]:
+    def worth(self, sites: Sequence[Site], threshold: float) -> list[int]:
         """Those of the layer's basis."""
-        return self.at(sites[0].layer).bounds(sites)
+        return self.at(sites[0].layer).worth(sites, threshold)
 
     def at(self, layer: int) -> AbstractBasis:
         """A layer's basis."""

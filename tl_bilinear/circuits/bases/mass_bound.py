@@ -51,34 +51,30 @@ def masses(
 ) -> Float[Tensor, "site grid"]:
     """The largest weight that an eigenvalue at theta can have, of a whole of one."""
     before, now = torch.zeros_like(theta), torch.ones_like(theta)
-    total = torch.ones_like(theta)
+    total, goes_on = torch.ones_like(theta), torch.ones_like(theta[:, :1], dtype=torch.bool)
+    smallest = 1e-8 * theta.abs().amax(1, keepdim=True)
     for step in range(alpha.shape[1] - 1):
         previous = beta[:, step - 1 : step] if step else torch.zeros_like(beta[:, :1])
-        after = (theta - alpha[:, step : step + 1]) * now - previous * before
-        # Where a recurrence ends, its few eigenvalues are all there are: no further bound.
-        after = after / beta[:, step : step + 1].clamp_min(
-            1e-12 * theta.abs().amax(1, keepdim=True)
-        )
+        width = beta[:, step : step + 1]
+        # Where a recurrence ends, what follows is rounding; fewer terms bound as well.
+        goes_on = goes_on & (width > smallest)
+        after = ((theta - alpha[:, step : step + 1]) * now - previous * before) / width
+        after = torch.where(goes_on, after, 0.0).clamp(-1e100, 1e100)
         before, now = now, after
-        total = (total + after.square()).clamp_max(1e200)
-        now, before = now.clamp(-1e100, 1e100), before.clamp(-1e100, 1e100)
+        total = total + after.square()
     return 1 / total
 
 
-def largest_shares(
-    product: Product, mid: Float[Tensor, "site d"], end: Float[Tensor, "site d"], steps: int
+def largest_share(
+    product: Product, x: Float[Tensor, "site d"], steps: int
 ) -> Float[Tensor, " site"]:
-    """A bound on every |lambda_k (v_k . mid)(v_k . end)|. `steps` products for each of the two."""
-    same = mid is end or bool((mid == end).all())
-    runs = [lanczos(product, x, steps) for x in ((mid,) if same else (mid, end))]
-    reach = torch.stack([alpha.abs().amax(1) + 2 * beta.amax(1) for alpha, beta in runs]).amax(0)
-    theta = torch.linspace(-1, 1, GRID, dtype=mid.dtype, device=mid.device) * reach[:, None]
-    theta = torch.cat([theta, *(_ritz(alpha, beta) for alpha, beta in runs)], dim=1)
-    found = [masses(alpha, beta, theta) for alpha, beta in runs]
-    both = found[0] if same else (found[0] * found[1]).sqrt()
-    return MARGIN * mid.norm(dim=1) * end.norm(dim=1) * (theta.abs() * both).amax(1)
-
-
-def _ritz(alpha: Tensor, beta: Tensor) -> Float[Tensor, "site step"]:
+    """A bound on every |lambda_k| (v_k . x)^2. `steps` products."""
+    alpha, beta = lanczos(product, x, steps)
+    reach = alpha.abs().amax(1, keepdim=True) + 2 * beta.amax(1, keepdim=True)
+    theta = torch.linspace(-1, 1, GRID, dtype=x.dtype, device=x.device) * reach
+    between = (theta.abs() * masses(alpha, beta, theta)).amax(1)
+    # Isolated eigenvalues peak at Ritz values, too narrowly for a grid; the weight there is stable.
     beside = beta[:, :-1].diag_embed(1)
-    return torch.linalg.eigvalsh(alpha.diag_embed() + beside + beside.mT)
+    ritz, vectors = torch.linalg.eigh(alpha.diag_embed() + beside + beside.mT)
+    peaks = (ritz.abs() * vectors[:, 0].square()).amax(1)
+    return MARGIN * x.square().sum(1) * torch.maximum(between, peaks)
