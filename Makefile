@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Else pyright asks the network for a newer version.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help report test test-tl3 test-tl4 test-tl4-quietly check format models toys dictionaries demos accelerate conversion bench parity faults clean
+.PHONY: help report test test-tl3 test-tl4 test-tl4-quietly check format models toys dictionaries demos accelerate conversion bench circuits parity faults clean
 
 help: ## list what make can do
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -91,6 +91,10 @@ bench: .venv/.bench ## run the benchmarks, and write their tables
 	.venv/bin/python benchmarks/boot.py
 	.venv/bin/python benchmarks/decompositions.py --output benchmarks/decompositions.md
 	.venv/bin/python benchmarks/training.py
+
+circuits: .venv/.bench ## what tracing costs, and which basis makes small circuits (20 minutes; goes on after a kill)
+	.venv/bin/python benchmarks/circuits.py --output benchmarks/circuits.md
+	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/circuit_bases.py --output benchmarks/circuit_bases.md
 
 # The page is made anew, then shown; a cell above 1e-4 fails.
 parity: .venv/.test .venv-tl4/.test ## every family and host beside Hugging Face, in both environments

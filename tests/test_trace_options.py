@@ -1,6 +1,7 @@
 """Contrasts, bases, trees, joins, frozen gates; a twin by enumeration of paths; refusals."""
 
 from collections import defaultdict
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ import tl_bilinear as tlb
 from tl_bilinear.checkpoints.dictionaries import load_dictionary
 from tl_bilinear.circuits import Circuit
 from tl_bilinear.circuits.bases import InputDirections, OutputDirections
+from tl_bilinear.circuits.bases.mass_bound import largest_share
+from tl_bilinear.circuits.scores import logarithmic_mean
 
 PROMPT = "Tim was sad because he lost"
 PAIR = (" his", " her")
@@ -46,7 +49,14 @@ def by_source(circuit: Circuit) -> dict[str, float]:
     return found
 
 
-TINY = {"d_model": 4, "d_head": 2, "n_heads": 2, "d_mlp": 3, "d_vocab": 40, "n_ctx": 8}
+TINY: dict[str, Any] = {
+    "d_model": 4,
+    "d_head": 2,
+    "n_heads": 2,
+    "d_mlp": 3,
+    "d_vocab": 40,
+    "n_ctx": 8,
+}
 
 
 @pytest.mark.parametrize("n_prompts", [1, 2])
@@ -228,3 +238,71 @@ def test_refusals(story, text, target, options, message, unchecked):
 def test_a_gated_model_without_frozen_gates_is_refused():
     with pytest.raises(tlb.NotBilinearError, match="frozen_gates=True"):
         tlb.trace_circuit(tlb.load("stories-5l-swiglu", check=False), PROMPT, PAIR)
+
+
+@pytest.mark.parametrize("host", hosts())
+@pytest.mark.parametrize("options", [{}, {"positional_embedding_type": "rotary", "rotary_dim": 4}])
+def test_patterns_are_read_on_through_their_scores(host, options):
+    model = native("LN", host, **options)
+    first, second = torch.randint(0, 40, (2, 4))
+    both = (first, 7, second)
+    circuit = tlb.trace_circuit(model, *both, max_nodes=12, expand_patterns=True)
+    assert not complaints(circuit, EXACT, EXACT)
+    whole = tlb.trace_circuit(model, *both, kept=1.0, expand_patterns=True)
+    assert not complaints(whole, EXACT, EXACT)
+    entered = {edge.target for edge in whole.edges}
+    assert any(n.id.startswith("pattern") and n.id in entered for n in whole.nodes)
+    # What queries and keys do not give of them is rounding.
+    assert sum(abs(n.share) for n in whole.nodes if "rounding" in n.id) < 1e-9 * size(whole)
+    explained = [n.share for n in whole.sources if n.id.startswith(("E.", "norm."))]
+    assert sum(explained) == pytest.approx(whole.target, abs=1e-8 * size(whole))
+
+
+def test_patterns_of_stories_and_of_llamas_are_read_on(story, two_prompts, tmp_path):
+    first, second = two_prompts
+    circuit = tlb.trace_circuit(story, first, PAIR, second, max_nodes=15, expand_patterns=True)
+    assert not complaints(circuit, EXACT, 1e-5)
+    rounding = sum(abs(n.share) for n in circuit.nodes if "rounding" in n.id)
+    assert rounding < 1e-5 * size(circuit)
+    llama = tlb.load(
+        save(tiny_llama(), tmp_path / "llama"), host="transformer_bridge", dtype=torch.float64
+    )
+    rows = torch.randint(3, 40, (2, 5))
+    circuit = tlb.trace_circuit(llama, rows[0], 7, rows[1], max_nodes=10, expand_patterns=True)
+    assert not complaints(circuit, EXACT, 1e-5)
+    with pytest.raises(ValueError, match="is of a contrast"):
+        tlb.trace_circuit(story, PROMPT, PAIR, expand_patterns=True)
+
+
+def test_logarithmic_means():
+    a = torch.rand(50, dtype=torch.float64)
+    b = torch.cat([a[:10] * (1 + 1e-13), torch.rand(40, dtype=torch.float64)])
+    found = logarithmic_mean(a, b)
+    assert ((found >= torch.minimum(a, b)) & (found <= torch.maximum(a, b) * (1 + 1e-12))).all()
+    torch.testing.assert_close(found[10:], ((a - b) / (a.log() - b.log()))[10:])
+    zero = torch.zeros(1, dtype=torch.float64)
+    assert logarithmic_mean(zero, a[:1]) == 0 == logarithmic_mean(zero, zero)
+
+
+@pytest.mark.parametrize("spikes", [0, 1, 5])
+@pytest.mark.parametrize("d", [4, 60])
+def test_no_share_is_above_the_bound(spikes, d):
+    matrices = torch.randn(6, d, d, dtype=torch.float64) / d**0.5
+    matrices = (matrices + matrices.mT) / 2
+    for _ in range(min(spikes, d)):
+        v = torch.randn(6, d, dtype=torch.float64)
+        matrices = matrices + 0.3 * torch.randn(1).item() * v[:, :, None] * v[:, None]
+    values, vectors = torch.linalg.eigh(matrices)
+    mid = torch.randn(6, d, dtype=torch.float64)
+    mid[0] = vectors[0, :, 0]
+    mid[1] = vectors[1] @ torch.linspace(0, 1, d, dtype=torch.float64) ** 8
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        return (matrices @ x[..., None])[..., 0]
+
+    largest = (values * (vectors.mT @ mid[..., None])[..., 0] ** 2).abs().amax(1)
+    for steps in (1, 2, 8, 24, d):
+        assert (largest_share(product, mid, min(steps, d)) >= largest).all()
+    if not spikes and d == 60:
+        whole = product(mid).norm(dim=1) * mid.norm(dim=1)
+        assert (largest_share(product, mid, 24)[2:] < 0.5 * whole[2:]).all()

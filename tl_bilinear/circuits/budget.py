@@ -127,5 +127,5 @@ def _nodes(point: Point) -> int:
 
 def _near(budget: Budget, high: Point, low: Point) -> bool:
     if budget.max_nodes is not None:
-        return high.nodes >= 0.95 * budget.max_nodes or high.threshold < 1.02 * low.threshold
+        return high.nodes >= 0.85 * budget.max_nodes or high.threshold < 1.02 * low.threshold
     return high.threshold < 1.02 * low.threshold or low.nodes - high.nodes <= 1

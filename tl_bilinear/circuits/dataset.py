@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from tl_bilinear.circuits.circuit import Circuit, Edge, Node
 from tl_bilinear.circuits.recurring import RecurringMode, find_recurring, from_end
@@ -55,17 +55,27 @@ def trace_dataset(
     """
     if options.get("joins"):
         raise ValueError("the mean of circuits has no joins: leave `joins` out, or see .circuits")
-    every = targets if isinstance(targets, list) else [targets] * len(prompts)
-    if not prompts or len(every) != len(prompts):
-        raise ValueError(
-            f"give prompts, and a target for all or a list of one each: got {len(prompts)} "
-            f"prompts and {len(every)} targets"
-        )
+    every = per_prompt(targets, len(prompts))
     circuits = tuple(
         trace_circuit(model, prompt, target, **options)
         for prompt, target in zip(prompts, every, strict=True)
     )
     return CircuitSet(circuits, find_recurring(circuits, cosine, by_position=by_position))
+
+
+def per_prompt(targets: Target | Sequence[Target], n: int) -> list[Target]:
+    """A target for each of n prompts, from one or a list of them.
+
+    Raises:
+        ValueError: no prompts, or a list of another length.
+    """
+    every = targets if isinstance(targets, list) else [cast("Target", targets)] * n
+    if not n or len(every) != n:
+        raise ValueError(
+            f"give prompts, and a target for all or a list of one each: got {n} prompts and "
+            f"{len(every)} targets"
+        )
+    return every
 
 
 def _aggregate(found: CircuitSet, least: int) -> Circuit:

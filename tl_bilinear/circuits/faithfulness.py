@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_bilinear.circuits.bases import Basis, choose_basis
+from tl_bilinear.circuits.dataset import per_prompt
 from tl_bilinear.circuits.parts import AbstractParts
 from tl_bilinear.circuits.recurring import RecurringMode
 from tl_bilinear.circuits.trace import Prompt
@@ -108,8 +109,7 @@ def measure_faithfulness(
     """
     host = get_host(model)
     _check(host, modes, prompts, draws)
-    every = targets if isinstance(targets, list) else [targets] * len(prompts)
-    rows = _rows(host, prompts, every)
+    rows = _rows(host, prompts, per_prompt(targets, len(prompts)))
     chosen, streams, means = choose_basis(host, basis), *_streams(host, texts)
     circuit = _circuit_parts(host, chosen, modes)
     generator = torch.Generator().manual_seed(seed)

@@ -31,6 +31,7 @@ class Ground:
     token_part: Float[Tensor, "place d_model"]
     position_part: Float[Tensor, "place d_model"] | None
     """None where positions are not embedded, and in a contrast, where they cancel."""
+    expand_patterns: bool = False
     steps: dict[int, LayerStep] = field(default_factory=dict)
 
     @property
@@ -57,14 +58,19 @@ class Ground:
         """A layer's step, in float64; kept where the model is small."""
         if layer in self.steps:
             return self.steps[layer]
-        step = layer_step(self.host, self.runs, layer)
+        step = layer_step(self.host, self.runs, layer, self.expand_patterns)
         tensor = step.maps.weights.tensor
         if self.n_layers * tensor.rank * (2 * tensor.d_in + tensor.d_out) <= CACHED_NUMBERS:
             self.steps[layer] = step
         return step
 
 
-def make_ground(host: AbstractHost, runs: Sequence[Replay], layer: int | None) -> Ground:
+def make_ground(
+    host: AbstractHost,
+    runs: Sequence[Replay],
+    layer: int | None,
+    expand_patterns: bool = False,
+) -> Ground:
     """The ground of one run or of two.
 
     Args:
@@ -101,6 +107,7 @@ def make_ground(host: AbstractHost, runs: Sequence[Replay], layer: int | None) -
         readouts=tuple(readouts),
         token_part=token_part,
         position_part=position_part,
+        expand_patterns=expand_patterns,
     )
 
 

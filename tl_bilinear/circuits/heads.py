@@ -38,7 +38,7 @@ def step_attention(
             add_bias(ledger, layer, "attention", names, bias + directions @ step.attention_bias)
         add_drift(ledger, layer, "attention_post", step.behind_attention, place, names, directions)
         if step.pattern_change is not None:
-            _changes(layer, step, place, heads, names, ledger)
+            below += _changes(layer, step, place, heads, names, threshold, ledger)
         for group in groups(len(names)):
             part = [names[i] for i in group]
             suffix = f".{part[0]}" if len(groups(2)) == 2 else ""
@@ -95,22 +95,64 @@ def _changes(
     place: int,
     heads: Float[Tensor, "reader head d_head"],
     names: Sequence[str],
+    threshold: float,
     ledger: Ledger,
-) -> None:
-    """What each head's change of pattern is worth, its values at their mean."""
+) -> list[tuple[int, str, Tensor]]:
+    """What each head's change of pattern is worth, its values at their mean.
+
+    Those that are expanded read queries and keys: (place, id, direction there).
+    """
     assert step.pattern_change is not None
-    change = step.pattern_change[:, place]
+    change, below = step.pattern_change[:, place], []
     worth = torch.einsum("rhe,hpe,hp->rh", heads, step.mean_values, change)
+    total = reaches(worth.sum(0), threshold).tolist()
     for head in range(worth.shape[1]):
+        expanded = step.scores is not None and total[head]
         id = f"pattern.L{layer}.h{head}.{place}"
         ledger.node(
             id,
             "change",
             f"pattern of L{layer}.h{head}",
-            BELOW,
+            2 * layer if expanded else BELOW,
             layer=layer,
             position=place,
             index=head,
             others=(f"pattern.L{layer}.others", f"small changes of patterns, layer {layer}"),
         )
         ledger.flow(id, names, worth[:, head])
+        if expanded:
+            ledger.inner.add(id)
+            values = step.mean_values[head] @ heads[:, head].sum(0)
+            below += _expanded(
+                layer, step, place, head, values, float(worth[:, head].sum()), ledger
+            )
+    return below
+
+
+def _expanded(
+    layer: int,
+    step: LayerStep,
+    place: int,
+    head: int,
+    values: Float[Tensor, " place"],
+    share: float,
+    ledger: Ledger,
+) -> list[tuple[int, str, Tensor]]:
+    """A pattern's change read on through its scores; what they do not give is a change beside."""
+    assert step.scores is not None
+    id = f"pattern.L{layer}.h{head}.{place}"
+    by_scores, query, keys = step.scores.back(head, place, values)
+    ledger.node(
+        f"{id}.rounding",
+        "change",
+        f"pattern of L{layer}.h{head}, not by its scores",
+        BELOW,
+        layer=layer,
+        position=place,
+        index=head,
+        others=(f"pattern.L{layer}.others", f"small changes of patterns, layer {layer}"),
+    )
+    ledger.flow(f"{id}.rounding", [id], query.new_tensor([share - by_scores]))
+    return [(place, id, query)] + [
+        (source, id, key) for source, key in enumerate(keys) if key.any()
+    ]

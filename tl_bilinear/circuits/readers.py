@@ -21,12 +21,10 @@ LOGIT = "logit"
 class Readers:
     """Directions per place. Merged, those of a place are one, and nobody asks whose they are."""
 
-    def __init__(self, n_places: int, d_model: int, like: Tensor, merged: bool):
+    def __init__(self, stream: Float[Tensor, "place d_model"], merged: bool):
         self.merged = merged
-        self.names: list[list[str]] = [[] for _ in range(n_places)]
-        self.directions: list[Float[Tensor, "reader d_model"]] = [
-            like.new_zeros(0, d_model) for _ in range(n_places)
-        ]
+        self.names: list[list[str]] = [[] for _ in stream]
+        self.directions: list[Float[Tensor, "reader d_model"]] = [stream[:0] for _ in stream]
 
     def add(
         self, place: int, names: Sequence[str], directions: Float[Tensor, "reader d_model"]

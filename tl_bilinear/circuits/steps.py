@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_bilinear.circuits.scores import ScoreStep, score_step
 from tl_bilinear.frozen_map import FrozenMap
 from tl_bilinear.hosts.head_weights import HeadWeights, head_weights
 from tl_bilinear.hosts.host import AbstractHost
@@ -92,9 +93,13 @@ class LayerStep:
     behind_attention: NormStep
     attention_bias: Float[Tensor, " d_model"] | None
     """Of the norm behind the attention."""
+    scores: ScoreStep | None
+    """Where patterns' changes are expanded."""
 
 
-def layer_step(host: AbstractHost, runs: Sequence[Replay], layer: int) -> LayerStep:
+def layer_step(
+    host: AbstractHost, runs: Sequence[Replay], layer: int, expand_patterns: bool = False
+) -> LayerStep:
     """The step of one layer, for one run (frozen) or two (their difference)."""
     rows = [run.layers[layer] for run in runs]
     heads, reads = head_weights(host, layer), host.attention_norm(layer)
@@ -118,6 +123,7 @@ def layer_step(host: AbstractHost, runs: Sequence[Replay], layer: int) -> LayerS
         mean_values=_mean(values) + heads.b_V[:, None],
         behind_attention=norm_step(attention_post, [row.attention for row in rows]),
         attention_bias=_bias(attention_post, xs[0]) if frozen else None,
+        scores=score_step(host, runs, layer) if expand_patterns else None,
     )
 
 

@@ -26,7 +26,6 @@ class Sweep:
     basis: AbstractBasis
     tree: bool = False
     """Every reader's direction is taken apart for itself."""
-    expand_patterns: bool = False
 
     def run(self, threshold: float, *, merged: bool = False) -> Ledger:
         """The ledger of everything whose |share| reaches the threshold.
@@ -36,8 +35,7 @@ class Sweep:
                 where only shares are asked for. A tree is never merged.
         """
         ground, ledger = self.ground, Ledger()
-        like = ground.token_part
-        readers = Readers(*like.shape, like, merged and not self.tree)
+        readers = Readers(ground.token_part, merged and not self.tree)
         start(ground, ledger, readers)
         for layer in reversed(range(ground.n_layers)):
             step = ground.step(layer)
@@ -82,7 +80,9 @@ class Sweep:
 
     def _elements(self, sites: Sequence[Site], threshold: float) -> Iterator[tuple[int, Elements]]:
         """The elements of those sites that can have one above the threshold."""
-        worth = [i for i, site in enumerate(sites) if self.basis.bound(site) >= threshold]
+        if not sites:
+            return
+        worth = self.basis.worth(sites, threshold)
         if worth:
             yield from zip(worth, self.basis.elements([sites[i] for i in worth]), strict=True)
 
@@ -99,7 +99,6 @@ class Sweep:
     ) -> None:
         layer, place = site.layer, site.place
         rest = site.shares()
-        where = {"layer": layer, "position": place}
         if elements is not None:
             index = reaches(elements.shares, threshold).nonzero()[:, 0]
             if len(index):
@@ -114,7 +113,8 @@ class Sweep:
                         2 * layer + 1,
                         index=int(index[k]),
                         details=chosen.details[k],
-                        **where,
+                        layer=layer,
+                        position=place,
                     )
                     ledger.flow(id, names, chosen.flows[:, k])
                 ledger.modes.update(zip(ids, chosen.modes, strict=False))
@@ -123,5 +123,7 @@ class Sweep:
                 add_drift(ledger, layer, "mlp", norm, place, ids, chosen.directions)
                 readers.add(place, ids, norm.back(chosen.directions, place))
         id = f"L{layer}.{place}.rest"
-        ledger.node(id, "remainder", f"rest of MLP {layer}", 2 * layer + 0.5, **where)
+        ledger.node(
+            id, "remainder", f"rest of MLP {layer}", 2 * layer + 0.5, layer=layer, position=place
+        )
         ledger.flow(id, names, rest)

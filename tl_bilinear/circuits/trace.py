@@ -39,6 +39,7 @@ def trace_circuit(
     basis: Basis = "eigenmodes",
     tree: bool = False,
     joins: bool = False,
+    expand_patterns: bool = False,
 ) -> Circuit:
     """The circuit through which a target comes from the tokens of a prompt, in float64.
 
@@ -68,6 +69,8 @@ def trace_circuit(
         tree: take the direction of every reader apart for itself, instead of their sum.
         joins: leave the product of two sources in a mode whole, as a node between them and the
             mode.
+        expand_patterns: of a contrast: patterns' changes that are nodes are read on through
+            their scores, to what changed in queries and keys (`circuits.scores`).
 
     Cost: a forward pass per branch of the target; a sweep for each of about ten thresholds, each
     an eigh of d_model^2 per (layer, position) whose whole share could hold a node.
@@ -83,7 +86,9 @@ def trace_circuit(
     budget = Budget.of(max_nodes, kept)
     chosen = choose_basis(host, basis)
     _require_fitting(chosen, joins, corrupted is not None)
-    ground = _ground(host, text, target, corrupted, position, layer)
+    if expand_patterns and corrupted is None:
+        raise ValueError("`expand_patterns` is of a contrast, where patterns change: give one")
+    ground = _ground(host, text, target, corrupted, position, layer, expand_patterns)
     sweep = Sweep(ground, chosen, tree)
     found = search(sweep, budget)
     circuit = build_circuit(ground, found.ledger, {**_settings(sweep), **found.settings})
@@ -128,6 +133,7 @@ def _settings(sweep: Sweep) -> dict[str, Any]:
         "trace": "contrast, nothing frozen" if contrast else "one prompt, frozen",
         "basis": sweep.basis.name,
         "tree": sweep.tree,
+        "patterns expanded": sweep.ground.expand_patterns,
     }
 
 
@@ -151,6 +157,7 @@ def _ground(
     corrupted: Prompt | None,
     position: int,
     layer: int | None,
+    expand_patterns: bool = False,
 ) -> Ground:
     prompts = [_tokens(host, "text", text)]
     if corrupted is not None:
@@ -163,7 +170,8 @@ def _ground(
     readouts = _readouts(host, target, text, corrupted, layer)
     place = _place(position, len(prompts[0]), readouts)
     found = [find_places(prompt, readouts, place) for prompt in prompts]
-    return make_ground(host, [replay(host, each, layer) for each in found], layer)
+    runs = [replay(host, each, layer) for each in found]
+    return make_ground(host, runs, layer, expand_patterns)
 
 
 def _tokens(host: AbstractHost, name: str, prompt: Prompt) -> Int[Tensor, " pos"]:

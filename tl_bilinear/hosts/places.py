@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_bilinear.hosts.head_weights import pattern_site
+from tl_bilinear.hosts.attention import pattern_site
 from tl_bilinear.hosts.host import AbstractHost
 from tl_bilinear.hosts.target import Readout
 
@@ -35,10 +35,17 @@ class Places:
     read_at: tuple[int, ...]
     """The place of each readout."""
 
+    @property
+    def positions(self) -> list[int]:
+        """The position of every place in its runs."""
+        found = {int(place): i for run in self.runs for i, place in enumerate(run.places)}
+        return [found[place] for place in range(len(self.tokens))]
+
 
 def find_places(prompt: Int[Tensor, " pos"], readouts: Sequence[Readout], position: int) -> Places:
     """The places of a prompt that readouts follow; those without a prefix read at `position`."""
-    tokens, place_of = prompt.tolist(), {(): len(prompt) - 1}
+    tokens = prompt.tolist()
+    place_of: dict[tuple[int, ...], int] = {(): len(prompt) - 1}
     for readout in readouts:
         for end in range(1, len(readout.prefix) + 1):
             if readout.prefix[:end] not in place_of:

@@ -111,9 +111,9 @@ class AbstractBasis(ABC):
             index: the elements; or, for bases that differ between prompts, `modes`.
         """
 
-    def bound(self, site: Site) -> float:
-        """No element's |share| is above it: where that is too small, none is looked for."""
-        return float("inf")
+    def worth(self, sites: Sequence[Site], threshold: float) -> list[int]:
+        """Which sites can have an element whose |share| reaches the threshold: those to look at."""
+        return list(range(len(sites)))
 
 
 def halves(

@@ -53,9 +53,9 @@ class PerLayer(AbstractBasis):
         """Those of the layer's basis."""
         return self.at(layer).parts(tensor, layer, index, modes)
 
-    def bound(self, site: Site) -> float:
-        """That of the layer's basis."""
-        return self.at(site.layer).bound(site)
+    def worth(self, sites: Sequence[Site], threshold: float) -> list[int]:
+        """Those of the layer's basis."""
+        return self.at(sites[0].layer).worth(sites, threshold)
 
     def at(self, layer: int) -> AbstractBasis:
         """A layer's basis."""

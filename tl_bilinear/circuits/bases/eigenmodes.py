@@ -13,12 +13,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_bilinear.circuits.bases.basis import AbstractBasis, Chosen, Elements, Site, halves
+from tl_bilinear.circuits.bases.mass_bound import largest_share
 from tl_bilinear.circuits.parts import AbstractParts, ModeParts
 from tl_bilinear.decompositions import Mode, eigendecompose
 from tl_bilinear.tensor import BilinearTensor
 
 CHUNK_NUMBERS = 2**24
 """Entries of the matrices that are decomposed together."""
+LARGE = 256
+"""d_model from which on an eigh costs more than the bound's products."""
+FEW = 4
+"""Below so many sites the bound, which is bound by memory, is no cheaper either."""
+STEPS = 24
 
 
 @final
@@ -44,17 +50,42 @@ class Eigenmodes(AbstractBasis):
             found.append(_Modes(site, eigen.eigenvalues, eigen.eigenvectors))
         return found
 
-    def bound(self, site: Site) -> float:
-        """|lambda_k (v_k . mid)(v_k . end)| is at most |Q mid| |end|, and |Q end| |mid|."""
-        u = site.u
-        first = site.back(u, site.mid).norm() * site.end.norm()
-        return float(torch.minimum(first, site.back(u, site.end).norm() * site.mid.norm()))
+    def worth(self, sites: Sequence[Site], threshold: float) -> list[int]:
+        """|lambda_k (v_k . mid)(v_k . end)| is at most |Q mid| |end|, and |Q end| |mid|; many large
+        matrices, whose eighs are dear, are tried by `mass_bound` as well."""
+        first = _products(sites, "mid").norm(dim=1) * _stack(sites, "end").norm(dim=1)
+        second = _products(sites, "end").norm(dim=1) * _stack(sites, "mid").norm(dim=1)
+        left = (torch.minimum(first, second) >= threshold).nonzero()[:, 0].tolist()
+        if len(left) < FEW or sites[0].map.d_in < LARGE:
+            return left
+        part = [sites[i] for i in left]
+        ways = [
+            largest_share(lambda x: _back(part, x), _stack(part, name), STEPS)
+            for name in ("mid", "end")
+        ]
+        bound = (ways[0] * ways[1]).sqrt()
+        return [i for i, most in zip(left, bound.tolist(), strict=True) if most >= threshold]
 
     def parts(
         self, tensor: BilinearTensor, layer: int, index: tuple[int, ...], modes: Sequence[Mode]
     ) -> AbstractParts:
         """Modes, each along its own direction."""
         return ModeParts.of(modes)
+
+
+def _stack(sites: Sequence[Site], name: str) -> Float[Tensor, "site d_model"]:
+    return torch.stack([getattr(site, name) for site in sites])
+
+
+def _back(sites: Sequence[Site], x: Float[Tensor, "site d_model"]) -> Float[Tensor, "site d_model"]:
+    """Q x at every site."""
+    if all(site.map is sites[0].map for site in sites):
+        return sites[0].back(_stack(sites, "u"), x)
+    return torch.stack([site.back(site.u, row) for site, row in zip(sites, x, strict=True)])
+
+
+def _products(sites: Sequence[Site], name: str) -> Float[Tensor, "site d_model"]:
+    return _back(sites, _stack(sites, name))
 
 
 class _Modes(Elements):
