@@ -12,8 +12,19 @@ from tl_bilinear.circuits.path_norms import norms
 from tl_bilinear.circuits.path_term import TokenMatrix
 from tl_bilinear.hosts.rotation import read_rotations
 
-SMALL = {"n_layers": 1, "d_model": 8, "n_heads": 2, "d_mlp": 7, "d_vocab": 11, "n_ctx": 6}
-ROTARY = {"positional_embedding_type": "rotary", "rotary_dim": 4, "n_key_value_heads": 1}
+SMALL: dict[str, Any] = {
+    "n_layers": 1,
+    "d_model": 8,
+    "n_heads": 2,
+    "d_mlp": 7,
+    "d_vocab": 11,
+    "n_ctx": 6,
+}
+ROTARY: dict[str, Any] = {
+    "positional_embedding_type": "rotary",
+    "rotary_dim": 4,
+    "n_key_value_heads": 1,
+}
 CASES = {"LN": ("LN", {}), "RMS": ("RMS", ROTARY), "none": (None, {})}
 
 
@@ -292,7 +303,7 @@ def test_denominators_divide_sizes(expanded):
     given = {"attention": 2.0, "MLP": 3.0, "final": 5.0}
     divided = tlb.expand_paths(model, denominators=given)
     powers = {"W_U W_E": 5, "W_U OV0 W_E": 10, "W_U B(OV0 W_E, OV1 W_E)": 5 * 9 * 4}
-    powers |= {"W_U B(W_E, 1)": 15, "W_U B(1, 1)": 5, "b_U": 1}
+    powers |= {"W_U B(W_E, 1)": 15, "W_U B(1, 1)": 5}
     for name, power in powers.items():
         assert divided.term(name).size == pytest.approx(paths.term(name).size / power)
     assert divided.term("W_U B(W_E, OV0 W_E)").scale == "1/(ρ_attn ρ_mlp² ρ_final)"

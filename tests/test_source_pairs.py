@@ -17,7 +17,7 @@ from tl_bilinear.frozen_map import FrozenMap
 from tl_bilinear.hosts.reading import take_reading
 from tl_bilinear.hosts.sources import source_hooks, source_values, stream_sources
 
-TINY = {"d_model": 12, "n_heads": 2, "d_head": 4, "d_mlp": 9, "d_vocab": 40}
+TINY: dict[str, Any] = {"d_model": 12, "n_heads": 2, "d_head": 4, "d_mlp": 9, "d_vocab": 40}
 
 
 def exactness(host: str, norm: str | None) -> float:
@@ -109,6 +109,7 @@ def test_every_pair_is_the_models_own_mlp_called_on_it(host):
     resid = cache["blocks.1.hook_resid_mid"][0, -1]
     torch.testing.assert_close(streams.sum(0), resid, rtol=1e-9, atol=1e-9)
     ln2 = own.mlp_norm(1)
+    assert ln2.gain is not None and ln2.bias is not None
     u = own.fold_readout(model.W_U[:, 7] - model.W_U[:, 9]) / cache["ln_final.hook_scale"][0, -1]
 
     def mlp(x: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ from tl_bilinear.hosts.reading import (
     take_reading,
     target_values,
 )
-from tl_bilinear.hosts.target import Readout, Target
+from tl_bilinear.hosts.target import Target, readout_bias
 from tl_bilinear.hosts.writing import (
     attention_writing,
     frozen_maps,
@@ -89,7 +89,7 @@ def attribute_components(
         heads=torch.stack([heads for heads, _ in attention]),
         attention_bias=torch.stack([bias for _, bias in attention]),
         mlps=torch.stack([_mlp(host, layer, reading) for layer in layers]),
-        bias=torch.stack([_bias(host, readout) for readout in reading.readouts]),
+        bias=torch.stack([readout_bias(host, readout) for readout in reading.readouts]),
         target=target_values(host, reading),
         provenance=provenance(host, frozen_maps(host), "none"),
     )
@@ -113,10 +113,3 @@ def _attention(
     heads = torch.einsum("bshe,she->bsh", z, back) / writing.scale[..., None]
     bias = host.b_O(layer).detach().double() @ writing.direction.T
     return heads, bias / writing.scale + writing.offset
-
-
-def _bias(host: AbstractHost, readout: Readout) -> Float[Tensor, ""]:
-    offset = host.readout_offset(readout.direction)
-    for token, weight in readout.weights.items():
-        offset = offset + weight * host.b_U[token].detach().double()
-    return offset

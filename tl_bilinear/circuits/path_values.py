@@ -13,7 +13,6 @@ from torch import Tensor
 from tl_bilinear.circuits.mlp_pairs import pair_table
 from tl_bilinear.circuits.one_layer import ATTENTION_POST, OneLayer
 from tl_bilinear.circuits.path_list import ONE, linear_name, pair_name
-from tl_bilinear.circuits.token_target import readout_bias
 from tl_bilinear.circuits.virtual_source import VirtualSource
 from tl_bilinear.hosts.attention import attention_scale_site, mlp_scale_site, pattern_site
 from tl_bilinear.hosts.checked_map import checked_mlp_map
@@ -27,7 +26,7 @@ from tl_bilinear.hosts.reading import (
     take_reading,
     target_values,
 )
-from tl_bilinear.hosts.target import Target
+from tl_bilinear.hosts.target import Target, readout_bias
 from tl_bilinear.hosts.writing import frozen_maps, writing_hooks
 
 

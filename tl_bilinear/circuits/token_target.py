@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_bilinear.hosts import AbstractHost
-from tl_bilinear.hosts.target import Readout, Target, make_readouts
+from tl_bilinear.hosts.target import Target, make_readouts, readout_bias
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,14 +40,6 @@ def token_target(host: AbstractHost, target: Target) -> TokenTarget:
     readout = readouts[0]
     u = host.fold_readout(readout.direction)
     return TokenTarget(readout.label, u, float(readout_bias(host, readout)))
-
-
-def readout_bias(host: AbstractHost, readout: Readout) -> Float[Tensor, ""]:
-    """What the biases behind the final norm add to a readout."""
-    offset = host.readout_offset(readout.direction)
-    for token, weight in readout.weights.items():
-        offset = offset + weight * host.b_U[token].detach().double()
-    return offset
 
 
 def token_ids(host: AbstractHost, tokens: Iterable[int | str]) -> Int[Tensor, " n"]:

@@ -1,7 +1,7 @@
 """How one head scores every key for one query on a prompt, its norms and rotation frozen."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -118,8 +118,7 @@ def _checked(
             f"the scores that its weights give (tolerance {TOLERANCES[host.dtype]:.0e}): this "
             "model's scores have parts that are not known here"
         )
-    places = tuple(seen.nonzero()[:, 0].tolist())
-    return ScoreMap(**{**vars(found), "seen": places})
+    return replace(found, seen=tuple(seen.nonzero()[:, 0].tolist()))
 
 
 def _frozen(host: AbstractHost, layer: int, inner_norms: bool) -> tuple[str, ...]:

@@ -56,6 +56,14 @@ def make_readouts(
     return tuple(readouts)
 
 
+def readout_bias(host: AbstractHost, readout: Readout) -> Float[Tensor, ""]:
+    """What the biases behind the final norm add to a readout."""
+    offset = host.readout_offset(readout.direction)
+    for token, weight in readout.weights.items():
+        offset = offset + weight * host.b_U[token].detach().double()
+    return offset
+
+
 def _readout(host: AbstractHost, prefix: tuple[int, ...], weights: dict[int, float]) -> Readout:
     direction = torch.zeros(host.d_model, dtype=torch.float64, device=host.device)
     for token, weight in weights.items():

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_bilinear.hosts import get_host
+from tl_bilinear.hosts.attention import n_key_value_heads
 from tl_bilinear.hosts.bridge import TransformerBridgeHost
 from tl_bilinear.hosts.gates import is_identity
 from tl_bilinear.hosts.host import AbstractHost
@@ -115,7 +116,7 @@ def llama_parts(model: Any) -> LlamaParts:
 def _settings(host: AbstractHost) -> dict[str, Any]:
     cfg = host.model.cfg
     tokenizer = host.model.tokenizer
-    heads = _key_value_heads(host)
+    heads = n_key_value_heads(host)
     return {
         "hidden_act": _hidden_act(host),
         "hidden_size": host.d_model,
@@ -132,10 +133,6 @@ def _settings(host: AbstractHost) -> dict[str, Any]:
         "eos_token_id": getattr(tokenizer, "eos_token_id", None),
         "pad_token_id": getattr(tokenizer, "pad_token_id", None),
     }
-
-
-def _key_value_heads(host: AbstractHost) -> int:
-    return getattr(host.model.cfg, "n_key_value_heads", None) or host.n_heads
 
 
 def _hidden_act(host: AbstractHost) -> str:
@@ -215,7 +212,7 @@ def _attention(host: AbstractHost, layer: int) -> dict[str, Tensor]:
         # A HookedTransformer expands shared heads under the plain name.
         name = f"_W_{letter}" if hasattr(attention, f"_W_{letter}") else f"W_{letter}"
         weight = getattr(attention, name)
-        heads = host.n_heads if letter == "Q" else _key_value_heads(host)
+        heads = host.n_heads if letter == "Q" else n_key_value_heads(host)
         if weight.shape[0] != heads:
             raise ValueError(
                 f"layer {layer}: {name} has {weight.shape[0]} heads, the configuration {heads}: "
