@@ -246,10 +246,11 @@ def convert(
 
 def _model_row(folder: Path) -> list[str]:
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    gate = config["hidden_act"]
+    activation, gated = config["hidden_act"], config["model_type"] != "arcee"
     names = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")
+    kind = f"gated ({activation})" if gated else f"no gate ({activation})"
     return [
-        "bilinear" if gate == "linear" else f"gated ({gate})",
+        "bilinear" if activation == "linear" else kind,
         *(f"{config[name]:,}" for name in names),
     ]
 

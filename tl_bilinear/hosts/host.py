@@ -373,8 +373,8 @@ class AbstractHost(ABC):
         mlp = getattr(self._block(layer), "mlp", None)
         if mlp is None or self._optional(lambda: mlp.W_gate) is None:
             raise ValueError(
-                f"layer {layer} has no gated MLP ({type(mlp).__name__}): tl_bilinear reads "
-                "MLPs of the form W_out((W_gate x) * (W_in x))"
+                f"layer {layer} has no gated MLP ({type(mlp).__name__}): tl_bilinear reads MLPs "
+                "of the form W_out((W_gate x) * (W_in x)); TransformerLens itself opens others"
             )
         return mlp
 
