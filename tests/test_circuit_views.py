@@ -96,8 +96,7 @@ def test_nothing_overlaps_and_lines_go_around_boxes(width, seed, n):
     assert overlaps(list(layout.boxes.values())) == [] and cut_off(layout) == []
     crossed = boxes_crossed(layout)
     assert len(crossed) <= 0.03 * len(layout.wires), crossed
-    names = [Box(box.node, x, y, 0, 0, ()) for (x, y), _ in layout.caption for box in ()]
-    assert names == [] and layout.caption[-1][0][1] > 0
+    assert layout.caption[-1][0][1] > 0
     assert layout.width < 1.4 * width
 
 
@@ -197,10 +196,12 @@ def test_tokens_in_a_picture(token, shown):
 
 def test_text_stays_in_its_box():
     """Rendered, with the fonts of this machine, hostile tokens included."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     circuit = random_circuit(7, n_inner=24, n_layers=2, tokens=HOSTILE, names=HOSTILE)
     figure = circuit_figure(circuit)
     (axes,) = figure.axes
-    renderer = figure.canvas.get_renderer()  # pyright: ignore[reportAttributeAccessIssue]
+    renderer = FigureCanvasAgg(figure).get_renderer()
     patches: Any = axes.patches
     boxes = [p.get_window_extent(renderer) for p in patches if type(p).__name__ == "FancyBboxPatch"]
     inside, whole = 0, figure.bbox
