@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Else pyright asks the network for a newer version.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help report test test-tl3 test-tl4 test-tl4-quietly check format models toys dictionaries demos bench parity faults clean
+.PHONY: help report test test-tl3 test-tl4 test-tl4-quietly check format models toys dictionaries demos accelerate conversion bench parity faults clean
 
 help: ## list what make can do
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -60,12 +60,18 @@ format: .venv/.lint ## let ruff format and mend
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
-models: toys ## train stories-5l again (about an hour), on TEXT and the teacher's stories, and the toys
+models: toys stories ## train stories-5l again (about two hours), on TEXT and the teacher's stories, and all others
 	.venv/bin/python -m tl_bilinear.conversion.stories --work-dir .cache/models $(if $(TEXT),--text "$(TEXT)")
+
+stories: .venv/.package ## train stories-1l, stories-2l and their twins again (an hour and a half), on TEXT as well
+	.venv/bin/python -m tl_bilinear.recipes.small_stories --work-dir .cache/stories --threads 1 --page benchmarks/twins.md $(if $(TEXT),--text "$(TEXT)")
 
 toys: .venv/.package ## train the toy models (digits, mod-p) again (ten minutes)
 	.venv/bin/python -m tl_bilinear.recipes.digits --work-dir .cache/toys --threads 1
 	.venv/bin/python -m tl_bilinear.recipes.modular --work-dir .cache/toys --threads 1
+
+conversion: .venv/.package ## ways to convert, compared; writes benchmarks/conversion.md (50 minutes)
+	.venv/bin/python -m tl_bilinear.recipes.conversion_table --work-dir .cache/models --threads 1 -o benchmarks/conversion.md $(if $(TEXT),--text "$(TEXT)")
 
 dictionaries: .venv/.package ## train the pair of dictionaries of stories-5l again (ten minutes)
 	.venv/bin/python -m tl_bilinear.recipes.story_dictionaries --work-dir .cache/dictionaries --threads 1 $(if $(TEXT),--text "$(TEXT)")
@@ -73,10 +79,18 @@ dictionaries: .venv/.package ## train the pair of dictionaries of stories-5l aga
 demos: .venv/.package ## run every demo
 	@for demo in demos/*.py; do echo "== $$demo"; .venv/bin/python "$$demo" || exit 1; done
 
+# `accelerate launch --cpu` alone starts one process (without MPI); --multi_gpu starts two, and the
+# variable keeps them on the CPU, where they talk through gloo.
+accelerate: .venv/.package ## your own Trainer script converts a model, on two CPU processes
+	ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 .venv/bin/accelerate launch --multi_gpu --num_processes 2 \
+	    --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0 \
+	    demos/convert_with_trainer.py
+
 bench: .venv/.bench ## run the benchmarks, and write their tables
 	.venv/bin/python benchmarks/run.py
 	.venv/bin/python benchmarks/boot.py
 	.venv/bin/python benchmarks/decompositions.py --output benchmarks/decompositions.md
+	.venv/bin/python benchmarks/training.py
 
 # The page is made anew, then shown; a cell above 1e-4 fails.
 parity: .venv/.test .venv-tl4/.test ## every family and host beside Hugging Face, in both environments

@@ -41,6 +41,18 @@ def test_beta_zero_is_half_the_gate_exactly(activation):
     assert torch.equal(AnnealedGate(activation, 0.0)(gate), gate / 2)
 
 
+def test_beta_comes_back_from_zero():
+    """At 0 the gate takes a shortcut; it must not stay on it."""
+    from tl_bilinear.conversion import AnnealedGate
+
+    gate, annealed = torch.randn(7, 5), AnnealedGate("silu", 0.3)
+    expected = annealed(gate)
+    annealed.set_beta_(0.0)
+    assert torch.equal(annealed(gate), gate * torch.sigmoid(0.0 * gate))
+    annealed.set_beta_(0.3)
+    assert torch.equal(annealed(gate), expected) and not torch.equal(expected, gate / 2)
+
+
 def test_small_beta_approaches_the_folded_model():
     from tl_bilinear.conversion import anneal_, fold_gate_, set_beta_
 

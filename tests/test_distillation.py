@@ -121,35 +121,6 @@ def test_second_run_goes_on_from_a_bilinear_start(tmp_path):
         bilinearize(teacher, data, config, start=teacher, progress=False)
 
 
-def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
-    from tl_bilinear.optimisation import files
-
-    path = tmp_path / "training.pt"
-    files.replace_file(path, b"old")
-
-    def crash(descriptor):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(files.os, "fsync", crash)
-    with pytest.raises(OSError, match="disk full"):
-        files.replace_file(path, b"new, and longer")
-    assert path.read_bytes() == b"old"
-
-
-def test_folder_is_replaced_file_by_file(tmp_path):
-    from tl_bilinear.optimisation.files import replace_folder
-
-    (tmp_path / "new").mkdir()
-    (tmp_path / "old").mkdir()
-    (tmp_path / "new" / "a").write_text("new")
-    (tmp_path / "old" / "a").write_text("old")
-    (tmp_path / "old" / "b").write_text("kept")
-    replace_folder(tmp_path / "new", tmp_path / "old")
-    assert (tmp_path / "old" / "a").read_text() == "new"
-    assert (tmp_path / "old" / "b").read_text() == "kept"
-    assert not (tmp_path / "new").exists()
-
-
 def test_windows_depend_on_seed_and_step_alone():
     from tl_bilinear.conversion import windows
 

@@ -35,7 +35,7 @@ VIEWS_MAY_IMPORT = {"views", "decompositions", "results", "characters"} | ALGEBR
 RESULTS_IN_OTHER_ROOMS = {"tl_bilinear.circuits.circuit"}
 ONLY_IN = {
     "transformer_lens": {"hosts"},
-    "transformers": {"checkpoints", "conversion", "training"},
+    "transformers": {"checkpoints", "conversion", "training", "recipes"},
     "circuitsvis": {"views"},
     "matplotlib": {"views"},
 }

@@ -162,16 +162,18 @@ def test_recipe_runs_from_end_to_end_and_resumes(tmp_path, monkeypatch):
     shipped = (ZOO / "stories.txt").read_text().split("<|endoftext|>")[:2]
     (zoo / "stories.txt").write_text("<|endoftext|>".join(shipped))
     monkeypatch.setattr(stories, "SAMPLING_BATCH", 4)
-    recipe = {"config": tiny_config(n_steps=2, window=16), "n_stories": 4}
-    recipe["polish"] = tiny_config(n_steps=3, window=16, learning_rate=1e-3)
-    losses = stories.build(tmp_path / "work", zoo=zoo, **recipe)
+    recipe = (
+        stories.Stage(tiny_config(n_steps=2, window=16), n_stories=4),
+        stories.Stage(tiny_config(n_steps=3, window=16, learning_rate=1e-3), n_stories=8),
+    )
+    losses = stories.build(tmp_path / "work", zoo=zoo, stages=recipe)
     assert set(losses["stories.txt"]) == {"teacher (SwiGLU)", "beta = 0, untrained", "stories-5l"}
     files = {path.name for path in (zoo / "stories-5l").iterdir()}
     assert files == {path.name for path in (ZOO / "stories-5l").iterdir()}
     card = (zoo / "stories-5l" / "README.md").read_text()
-    assert "--n-stories 4 --steps 2" in card and "MIT" in card
+    assert "--stages 2" in card and "2 steps of" in card and "(8 written stories)" in card
     weights = (zoo / "stories-5l" / "model.safetensors").read_bytes()
-    stories.build(tmp_path / "work", zoo=zoo, **recipe)
+    stories.build(tmp_path / "work", zoo=zoo, stages=recipe)
     assert (zoo / "stories-5l" / "model.safetensors").read_bytes() == weights
     assert not list(zoo.glob(".*"))
 

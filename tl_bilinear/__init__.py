@@ -19,7 +19,17 @@ if TYPE_CHECKING:
     from tl_bilinear.checkpoints.dictionaries import save_dictionary as save_dictionary
     from tl_bilinear.checkpoints.public_names import register as register
     from tl_bilinear.circuits import Circuit as Circuit
+    from tl_bilinear.circuits import CircuitSet as CircuitSet
+    from tl_bilinear.circuits import Faithfulness as Faithfulness
+    from tl_bilinear.circuits import PathExpansion as PathExpansion
+    from tl_bilinear.circuits import ScorePairs as ScorePairs
+    from tl_bilinear.circuits import SourcePairs as SourcePairs
+    from tl_bilinear.circuits import expand_paths as expand_paths
+    from tl_bilinear.circuits import measure_faithfulness as measure_faithfulness
+    from tl_bilinear.circuits import score_pairs as score_pairs
+    from tl_bilinear.circuits import source_pairs as source_pairs
     from tl_bilinear.circuits import trace_circuit as trace_circuit
+    from tl_bilinear.circuits import trace_dataset as trace_dataset
     from tl_bilinear.conversion import bilinearize as bilinearize
     from tl_bilinear.decompositions import HOSVD as HOSVD
     from tl_bilinear.decompositions import CPDecomposition as CPDecomposition
@@ -86,6 +96,10 @@ _ROOMS = {
     "ablate": "ablation",
     "trace_circuit": "circuits",
     "Circuit": "circuits",
+    "trace_dataset": "circuits",
+    "CircuitSet": "circuits",
+    "measure_faithfulness": "circuits",
+    "Faithfulness": "circuits",
     "read_modes": "reading",
     "Dictionary": "dictionary",
     "load_dictionary": "checkpoints.dictionaries",
@@ -107,6 +121,12 @@ _ROOMS = {
     "SharedSubspace": "decompositions",
     "reconstruct": "decompositions",
     "Reconstruction": "decompositions",
+    "expand_paths": "circuits",
+    "PathExpansion": "circuits",
+    "source_pairs": "circuits",
+    "SourcePairs": "circuits",
+    "score_pairs": "circuits",
+    "ScorePairs": "circuits",
 }
 
 _FOLDERS = (
@@ -173,7 +193,17 @@ __all__ = [
     "Reconstruction",
     "trace_circuit",
     "Circuit",
+    "trace_dataset",
+    "CircuitSet",
+    "measure_faithfulness",
+    "Faithfulness",
     "read_modes",
+    "expand_paths",
+    "PathExpansion",
+    "source_pairs",
+    "SourcePairs",
+    "score_pairs",
+    "ScorePairs",
 ]
 
 

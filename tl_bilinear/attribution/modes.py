@@ -28,7 +28,7 @@ from tl_bilinear.decompositions import Mode, eigendecompose
 from tl_bilinear.decompositions.eigen import Gauge
 from tl_bilinear.frozen_map import FrozenMap
 from tl_bilinear.hosts import AbstractHost, get_host
-from tl_bilinear.hosts.gates import activation_name
+from tl_bilinear.hosts.checked_map import checked_mlp_map
 from tl_bilinear.hosts.layers import checked_layers
 from tl_bilinear.hosts.prompts import Text
 from tl_bilinear.hosts.provenance import Provenance, provenance
@@ -39,7 +39,6 @@ from tl_bilinear.hosts.reading import (
     take_reading,
     target_values,
 )
-from tl_bilinear.hosts.self_check import TOLERANCES, NotBilinearError, relative_error
 from tl_bilinear.hosts.target import Target
 from tl_bilinear.hosts.writing import (
     frozen_maps,
@@ -202,15 +201,7 @@ def _attribute_layer(
     gauge: Gauge,
 ) -> dict[str, Tensor]:
     x = reading.values[host.mlp_input_site(layer)]
-    frozen = host.frozen_gates and host.is_gated(layer)
-    weights = (
-        host.frozen_mlp_map(layer, x)
-        if frozen
-        else host.folded_mlp_weights(layer).to(torch.float64)
-    )
-    error = relative_error(weights(x), reading.values[host.mlp_out_site(layer)])
-    if not error <= TOLERANCES[host.dtype]:
-        raise NotBilinearError(_refusal(host, layer, error))
+    weights = checked_mlp_map(host, layer, x, reading.values[host.mlp_out_site(layer)])
     writing = mlp_writing(host, reading, layer)
     u, rho = writing.direction, writing.scale
     if isinstance(weights, FrozenMap):
@@ -243,21 +234,6 @@ def _per_prompt(part: dict[str, Tensor]) -> dict[str, Tensor]:
     batch = part["denominators"].shape[0]
     names = ("eigenvalues", "eigenvectors")
     return {**part, **{name: part[name].expand(batch, *part[name].shape) for name in names}}
-
-
-def _refusal(host: AbstractHost, layer: int, error: float) -> str:
-    way_out = "tl_bilinear.self_check(model) says why"
-    if host.is_gated(layer) and not host.frozen_gates:
-        way_out = (
-            f"the gate has a {activation_name(host.gate_activation(layer))} activation. Load the "
-            "model with frozen_gates=True to read it on a prompt, or convert it "
-            "(tl_bilinear.bilinearize)"
-        )
-    return (
-        f"layer {layer}: its output differs from what its weights give by {error:.1e} of its "
-        f"largest entry (tolerance {TOLERANCES[host.dtype]:.0e}), so modes would not add up: "
-        f"{way_out}"
-    )
 
 
 def _frozen_eigenpairs(

@@ -22,7 +22,7 @@ from tl_bilinear.checkpoints.own_format import WEIGHTS, read_own_format, read_se
 from tl_bilinear.checkpoints.placement import Placement
 from tl_bilinear.checkpoints.tokenizer import read_tokenizer
 from tl_bilinear.checkpoints.weight_files import Shape, WeightFiles, open_weights
-from tl_bilinear.hosts.self_check import is_finite
+from tl_bilinear.decompositions.arguments import is_finite
 from tl_bilinear.hosts.to_plain import PlainModel
 
 

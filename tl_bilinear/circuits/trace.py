@@ -90,6 +90,16 @@ def trace_circuit(
     return unsplit(circuit) if joins else circuit
 
 
+@torch.no_grad()
+def make_sweep(
+    model: Any, text: Prompt, target: Target, basis: Basis = "eigenmodes", *, tree: bool = False
+) -> Sweep:
+    """What `trace_circuit` runs at several thresholds, for one prompt: to run it at others."""
+    host = get_host(model)
+    ground = _ground(host, text, target, None, -1, None)
+    return Sweep(ground, choose_basis(host, basis), tree)
+
+
 def build_circuit(ground: Ground, ledger: Ledger, settings: dict[str, Any]) -> Circuit:
     """The circuit of a finished sweep."""
     nodes, edges = ledger.build(ground.target)

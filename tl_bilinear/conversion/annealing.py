@@ -78,10 +78,14 @@ class AnnealedGate(nn.Module):
         if not (math.isfinite(beta) and beta >= 0):
             raise ValueError(f"`beta` is {beta}: give a finite number from 0 upwards.")
         self.beta.fill_(beta)
+        self._linear = beta == 0
 
     def forward(self, gate: Float[Tensor, "*batch d_mlp"]) -> Float[Tensor, "*batch d_mlp"]:
         """Return `gate * slope(beta * gate)`, which is `act(beta * gate) / beta`, scaled."""
-        value = gate * _SLOPES[self.activation](self.beta.to(gate.dtype) * gate)
+        if self._linear:  # most steps of a conversion: the same numbers, in one operation
+            value = SLOPE_AT_ZERO * gate
+        else:
+            value = gate * _SLOPES[self.activation](self.beta.to(gate.dtype) * gate)
         return value if self.scale is None else self.scale * value
 
     def extra_repr(self) -> str:

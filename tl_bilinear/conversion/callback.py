@@ -6,14 +6,14 @@
 
 The gates are swapped when the Trainer is made, before there is an optimizer; beta follows the
 Trainer's own step, so that a resumed run goes on where it was. Under DDP the factor is folded at
-the end of training. Where weights are sharded (FSDP, DeepSpeed ZeRO 3), give `fold=False`, save,
-and finish on one process: `finish_folder("trained", "bilinear")`.
+the end of training. Where weights are sharded (FSDP, DeepSpeed ZeRO 3) it is not, with a warning:
+save, and finish on one process with `finish_folder("trained", "bilinear")`.
 
 Checkpoints on the way say `gate_beta` in their config.json: their `hidden_act` is still the old
 one, and the gate is neither that nor linear.
 """
 
-import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from transformers import (
 from tl_bilinear.conversion.annealing import AnnealedGate, anneal_, fold_gate_, set_beta_
 from tl_bilinear.conversion.gates import gated_mlps
 from tl_bilinear.conversion.schedules import beta_at
-from tl_bilinear.optimisation.files import replace_folder
+from tl_bilinear.optimisation.files import whole_folder
 
 BETA_KEY = "gate_beta"
 _SCALE = ".scale"
@@ -52,7 +52,7 @@ class AnnealGates(TrainerCallback):
             fraction: the share of the Trainer's steps over which beta falls.
             schedule: how it falls, a name of `SCHEDULES`.
             learned_scale: train a factor for every neuron's gate.
-            fold: fold at the end of training; False where weights are sharded then.
+            fold: fold at the end of training; sharded weights are left, as with False.
 
         Raises:
             ValueError: a fraction outside (0, 1], an unknown schedule.
@@ -97,7 +97,13 @@ class AnnealGates(TrainerCallback):
         if model is None or state.global_step < state.max_steps:
             return
         self._set(model, 0.0)
-        if self.fold:
+        if self.fold and _is_sharded(model):
+            warnings.warn(
+                "the weights are sharded, so the gate's factor was not folded: save the model, and "
+                "make it bilinear with tl_bilinear.conversion.finish_folder(saved, target)",
+                stacklevel=2,
+            )
+        elif self.fold:
             fold_gate_(model)
             delattr(model.config, BETA_KEY)
 
@@ -133,12 +139,10 @@ def finish_folder(source: str | Path, target: str | Path) -> Path:
                 gate.scale.copy_(scales[index])
     fold_gate_(model)
     delattr(model.config, BETA_KEY)
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    if (source / "tokenizer_config.json").exists():
-        AutoTokenizer.from_pretrained(source, local_files_only=True).save_pretrained(temporary)
-    replace_folder(temporary, target)
+    with whole_folder(target) as temporary:
+        model.save_pretrained(temporary)
+        if (source / "tokenizer_config.json").exists():
+            AutoTokenizer.from_pretrained(source, local_files_only=True).save_pretrained(temporary)
     return target
 
 
@@ -151,6 +155,13 @@ def _scales(folder: Path) -> list[torch.Tensor]:
             found |= {name: file.get_tensor(name) for name in names}
     layer = {name: [int(part) for part in name.split(".") if part.isdigit()] for name in found}
     return [found[name] for name in sorted(found, key=lambda name: layer[name])]
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    """Whether a process holds parts of the weights: DeepSpeed ZeRO 3, FSDP 2 or FSDP 1."""
+    if any(hasattr(each, "ds_id") or hasattr(each, "to_local") for each in model.parameters()):
+        return True
+    return any(type(each).__name__ == "FullyShardedDataParallel" for each in model.modules())
 
 
 def _annealed(model: nn.Module) -> bool:

@@ -23,7 +23,7 @@ from tl_bilinear.conversion.evaluation import (
     read_stories,
 )
 from tl_bilinear.conversion.gates import gate_activation
-from tl_bilinear.optimisation.files import replace_folder
+from tl_bilinear.optimisation.files import whole_folder
 
 HELD_OUT_SHARE = 0.05
 
@@ -131,11 +131,9 @@ def _stream(tokenizer, documents: list[str]) -> Int[Tensor, " n_tokens"]:
 
 
 def _write(model: PreTrainedModel, tokenizer, card: str, source: Path, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    if (source / "LICENSE").is_file():
-        shutil.copyfile(source / "LICENSE", temporary / "LICENSE")
-    (temporary / "README.md").write_text(card, encoding="utf-8")
-    replace_folder(temporary, target)
+    with whole_folder(target) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        if (source / "LICENSE").is_file():
+            shutil.copyfile(source / "LICENSE", temporary / "LICENSE")
+        (temporary / "README.md").write_text(card, encoding="utf-8")

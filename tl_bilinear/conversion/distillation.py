@@ -261,9 +261,9 @@ def _train_step(
         with torch.no_grad():
             expected = teacher(tokens, use_cache=False).logits
     losses = distillation_losses(student(tokens, use_cache=False).logits, expected, tokens)
-    total = config.next_token_weight * losses.next_token
-    if losses.kl is not None:
-        total = total + config.kl_weight * losses.kl
+    weighted = ((config.kl_weight, losses.kl), (config.next_token_weight, losses.next_token))
+    # A loss of weight 0 is measured, but no gradient of zeros is sent through it.
+    total = torch.stack([w * loss for w, loss in weighted if w and loss is not None]).sum()
     optimizer.zero_grad(set_to_none=True)
     total.backward()
     norm = nn.utils.clip_grad_norm_(student.parameters(), config.clip_norm)

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Bool, Int
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedModel
@@ -210,14 +210,12 @@ def _claim_cache(folder: Path, settings: dict) -> None:
 def _write_batch(batch: SampledStories, path: Path | None) -> None:
     if path is None:
         return
-    temporary = path.with_name(path.name + ".tmp")
     tensors = {
         "tokens": batch.tokens.to(torch.int32),
         "lengths": batch.lengths.to(torch.int32),
         "complete": batch.complete,
     }
-    save_file(tensors, temporary)
-    temporary.replace(path)
+    replace_file(path, save(tensors))
 
 
 def _read_batch(path: Path | None) -> SampledStories | None:

@@ -7,10 +7,8 @@ the model and its card replace those in `zoo/stories-5l`, file by file.
     python -m tl_bilinear.conversion.stories --work-dir .cache/models
 """
 
-import ctypes
 import shutil
-import sys
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tl_bilinear.conversion.annealing import anneal_, fold_gate_
-from tl_bilinear.conversion.distillation import DistillationConfig, bilinearize
+from tl_bilinear.conversion.distillation import bilinearize
 from tl_bilinear.conversion.evaluation import (
     SEPARATOR,
     Evaluation,
@@ -31,13 +29,16 @@ from tl_bilinear.conversion.evaluation import (
     load_folder,
     read_stories,
 )
+from tl_bilinear.conversion.memory import keep_freed_memory
 from tl_bilinear.conversion.sampling import SampledStories, sample_stories
 from tl_bilinear.conversion.story_card import StoryCard, card_text
+from tl_bilinear.conversion.story_stages import STAGES, FinishedStage, Stage
+from tl_bilinear.conversion.widening import widen_
 from tl_bilinear.optimisation.files import (
     fingerprint_settings,
     fingerprint_tokens,
     replace_file,
-    replace_folder,
+    whole_folder,
 )
 
 ZOO = Path(__file__).parents[1] / "zoo"
@@ -46,14 +47,8 @@ HELD_OUT = 150  # the first stories of a text, never trained on
 TRAINING_SEED, SHIPPED_SEED = 0, 1  # of the stories that the teacher writes
 SAMPLING_BATCH = 512
 N_SHIPPED = 200
-CURVE_STORIES = 100  # of the shipped text, read for the curve while training
-RECIPE = DistillationConfig(n_steps=3600, batch_size=8, next_token_weight=0.2)
-# A second run from the first one's end, at half the rate, on twice the text per step.
-POLISH = DistillationConfig(
-    n_steps=2600, batch_size=16, learning_rate=1e-3, next_token_weight=0.2, seed=1
-)
-N_STORIES = 2560
 PROMPT = "Once upon a time"
+CURVE_STORIES = 100  # of the shipped text, read for the curve while training
 
 
 def shippable_texts(samples: SampledStories, tokenizer, n_stories: int) -> list[str]:
@@ -98,17 +93,17 @@ def write_shipped_text(teacher: PreTrainedModel, tokenizer, work_dir: Path, zoo:
 
 
 def training_stream(
-    teacher: PreTrainedModel, tokenizer, n_stories: int, text: Path | None, work_dir: Path
+    teacher: PreTrainedModel, tokenizer, stage: Stage, text: Path | None, work_dir: Path
 ) -> Int[Tensor, " n_tokens"]:
-    """Return the tokens to train on: stories the teacher writes, then those of `text`.
+    """Return the tokens of a stage: stories the teacher writes, then those of `text`.
 
     The first 150 stories of `text` are left out, and its last one, which may be cut.
     """
     parts = []
-    if n_stories:
+    if stage.n_stories:
         samples = sample_stories(
             teacher,
-            n_stories,
+            stage.n_stories,
             seed=TRAINING_SEED,
             batch_size=SAMPLING_BATCH,
             cache_folder=work_dir / "samples-training",
@@ -116,9 +111,10 @@ def training_stream(
         parts.append(samples.stream())
     if text is not None:
         rows = encode_stories(tokenizer, read_stories(text)[HELD_OUT:-1])
-        parts.append(torch.tensor([token for row in rows for token in row]))
+        stream = torch.tensor([token for row in rows for token in row])
+        parts += [stream] * stage.text_copies
     if not parts:
-        raise ValueError("there is nothing to train on: give --n-stories above 0, or --text.")
+        raise ValueError("a stage of 0 stories needs --text: there is nothing to train on")
     return torch.cat(parts)
 
 
@@ -148,14 +144,12 @@ def folded_untrained(teacher_folder: Path) -> PreTrainedModel:
 
 def save_student(model: PreTrainedModel, card: str, teacher_folder: Path, folder: Path) -> None:
     """Write weights, tokenizer, licence and card to `folder`, each file whole."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    for name in ("tokenizer.json", "tokenizer_config.json", "LICENSE"):
-        shutil.copyfile(teacher_folder / name, temporary / name)
-    (temporary / "README.md").write_text(card, encoding="utf-8")
-    (temporary / "model.safetensors").chmod(0o644)
-    replace_folder(temporary, folder)
+    with whole_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        for name in ("tokenizer.json", "tokenizer_config.json", "LICENSE"):
+            shutil.copyfile(teacher_folder / name, temporary / name)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        (temporary / "model.safetensors").chmod(0o644)
 
 
 def build(
@@ -164,26 +158,21 @@ def build(
     zoo: Path = ZOO,
     text: Path | None = None,
     held_out: Path | None = None,
-    n_stories: int = N_STORIES,
-    config: DistillationConfig = RECIPE,
-    polish: DistillationConfig | None = POLISH,
+    stages: Sequence[Stage] = STAGES,
 ) -> dict[str, dict[str, Evaluation]]:
     """Make `stories-5l` and its card; return the losses by text and model.
 
-    Each recipe and training text has a run of its own in `work_dir`.
+    Each stage and training text has a run of its own in `work_dir`.
 
     Args:
         work_dir: samples and checkpoints, for resuming.
         zoo: holds the teacher's folder; the model and the shipped text are written here.
         text: more stories to train on, mixed in; its first 150 are held out.
         held_out: a text whose first 150 stories are only evaluated on; `text` if not given.
-        n_stories: how many stories the teacher writes for training.
-        config: the recipe of the conversion.
-        polish: that of a second run from its end; None leaves it out.
+        stages: the conversion, and the runs that go on from its end.
     """
     teacher, tokenizer = load_folder(zoo / TEACHER)
     write_shipped_text(teacher, tokenizer, work_dir, zoo)
-    data = training_stream(teacher, tokenizer, n_stories, text, work_dir)
     sets = {SHIPPED_TEXT: read_stories(zoo / SHIPPED_TEXT)}
     held_out = held_out or text
     if held_out is not None:
@@ -193,18 +182,21 @@ def build(
         some = {**sets, SHIPPED_TEXT: sets[SHIPPED_TEXT][:CURVE_STORIES]}
         return {k: evaluate(student, tokenizer, s).nats_per_token for k, s in some.items()}
 
-    student, stages = None, []
-    for stage in [config, *([polish] if polish else [])]:
-        run = work_dir / f"run-{fingerprint_tokens(data)}-{fingerprint_settings(stage)}"
-        stages.append((stage, run))
+    student, done = None, []
+    for stage in stages:
+        data = training_stream(teacher, tokenizer, stage, text, work_dir)
+        run = work_dir / f"run-{fingerprint_tokens(data)}-{fingerprint_settings(stage.config)}"
+        done.append(FinishedStage(stage, run, len(data)))
+        if stage.d_mlp is not None and student is not None:
+            widen_(student, stage.d_mlp)
         student = bilinearize(
             teacher,
             data,
-            stage,
+            stage.config,
             start=student,
             out_folder=run,
             evaluate=curve,
-            evaluate_every=max(1, stage.n_steps // 4),
+            evaluate_every=max(1, stage.config.n_steps // 4),
         )
     assert student is not None, "the first stage always runs"
     losses = {name: {} for name in sets}
@@ -216,10 +208,8 @@ def build(
         for name, stories in sets.items():
             losses[name][which] = evaluate(model, tokenizer, stories)
     card = StoryCard(
-        stages=tuple(stages),
+        stages=tuple(done),
         losses=losses,
-        n_stories=n_stories,
-        n_tokens=len(data),
         text=text,
         held_out=held_out,
         n_held_out=HELD_OUT,
@@ -227,18 +217,6 @@ def build(
     )
     save_student(student, card_text(card), zoo / TEACHER, zoo / STUDENT)
     return losses
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep freed memory, where it is the allocator: half the time per step.
-
-    By default every large tensor is mapped and unmapped by the kernel, page by page.
-    """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(-4, 0)  # M_MMAP_MAX: no allocation by mmap
-            mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: give nothing back below 2 GiB
 
 
 def _main(
@@ -251,38 +229,20 @@ def _main(
         Path | None, typer.Option(help=f"Only evaluate on this text's first {HELD_OUT} stories.")
     ] = None,
     zoo: Annotated[Path, typer.Option(help="Where the models lie.")] = ZOO,
-    n_stories: Annotated[int, typer.Option(help="Stories that the teacher writes.")] = N_STORIES,
-    steps: Annotated[int, typer.Option(help="Training steps.")] = RECIPE.n_steps,
-    batch_size: Annotated[int, typer.Option(help="Windows per step.")] = RECIPE.batch_size,
-    next_token_weight: Annotated[
-        float, typer.Option(help="Weight of the next-token loss.")
-    ] = RECIPE.next_token_weight,
-    polish: Annotated[bool, typer.Option(help="Train on after the conversion.")] = True,
-    seed: Annotated[int, typer.Option(help="Chooses the training windows.")] = 0,
+    n_stages: Annotated[
+        int, typer.Option("--stages", help="Stop behind so many of the recipe's runs.")
+    ] = len(STAGES),
     threads: Annotated[int, typer.Option(help="CPU threads of torch; 0 leaves the default.")] = 0,
 ) -> None:
     """Rebuild the bilinear story model from the bundled SwiGLU teacher, without the network."""
     console = Console()
-    _keep_freed_memory()
+    keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
     try:
-        config = replace(
-            RECIPE,
-            n_steps=steps,
-            batch_size=batch_size,
-            next_token_weight=next_token_weight,
-            seed=seed,
-        )
-        losses = build(
-            work_dir,
-            zoo=zoo,
-            text=text,
-            held_out=held_out,
-            n_stories=n_stories,
-            config=config,
-            polish=POLISH if polish else None,
-        )
+        if not 1 <= n_stages <= len(STAGES):
+            raise ValueError(f"--stages is {n_stages}: give 1 to {len(STAGES)}")
+        losses = build(work_dir, zoo=zoo, text=text, held_out=held_out, stages=STAGES[:n_stages])
     except ValueError as error:
         Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True)
         raise typer.Exit(1) from error

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from tl_bilinear.conversion.card import curve_table, loss_table, machine
-from tl_bilinear.conversion.distillation import DistillationConfig
 from tl_bilinear.conversion.evaluation import Evaluation
+from tl_bilinear.conversion.story_stages import FinishedStage
 from tl_bilinear.optimisation.files import sha256_of_file
 
 # where a text came from, by its sha256
@@ -22,12 +22,10 @@ KNOWN_TEXTS = {
 
 @dataclass(frozen=True)
 class StoryCard:
-    """What the card reports: `losses` by text and model, one (recipe, run folder) per stage."""
+    """What the card reports: `losses` by text and model, and the stages."""
 
-    stages: tuple[tuple[DistillationConfig, Path], ...]
+    stages: tuple[FinishedStage, ...]
     losses: dict[str, dict[str, Evaluation]]
-    n_stories: int
-    n_tokens: int
     text: Path | None
     held_out: Path | None
     n_held_out: int
@@ -36,10 +34,10 @@ class StoryCard:
     def metrics(self) -> list[dict]:
         """The lines of every stage's metrics.jsonl, steps counted on and seconds added up."""
         lines: list[dict] = []
-        for _, run in self.stages:
+        for stage in self.stages:
             steps = lines[-1]["step"] + 1 if lines else 0
             seconds = lines[-1]["seconds"] if lines else 0.0
-            for text in (run / "metrics.jsonl").read_text().splitlines():
+            for text in (stage.run / "metrics.jsonl").read_text().splitlines():
                 line = json.loads(text)
                 moved = {"step": line["step"] + steps, "seconds": line["seconds"] + seconds}
                 lines.append({**line, **moved})
@@ -48,13 +46,8 @@ class StoryCard:
 
 def build_command(card: StoryCard) -> str:
     """Return the command that makes this model."""
-    c = card.stages[0][0]
     parts = ["python -m tl_bilinear.conversion.stories --work-dir .cache/models"]
-    parts += [f"--n-stories {card.n_stories} --steps {c.n_steps}"]
-    parts += [f"--batch-size {c.batch_size}"]
-    parts += [f"--next-token-weight {c.next_token_weight:g} --seed {c.seed}"]
-    parts += [f"--threads {torch.get_num_threads()}"]
-    parts += ["--no-polish"] if len(card.stages) == 1 else []
+    parts += [f"--stages {len(card.stages)} --threads {torch.get_num_threads()}"]
     parts += [f"--text {card.text}"] if card.text else []
     parts += [f"--held-out {card.held_out}"] if card.held_out not in (None, card.text) else []
     return " ".join(parts)
@@ -89,23 +82,23 @@ have been in that set."""
 
 
 def _recipe(card: StoryCard, last: dict) -> str:
-    c = card.stages[0][0]
-    text = f"{card.n_stories} stories that the SwiGLU model wrote (temperature 1, seed 0)"
+    c = card.stages[0].stage.config
+    text = "the SwiGLU model's own stories (temperature 1, seed 0)"
     if card.text is not None:
         text += (
             f" and {card.text.name} without its first {card.n_held_out} stories and its last one "
             "(none of that text is shipped)"
         )
-    stages = "\n".join(_stage(stage, i) for i, (stage, _) in enumerate(card.stages))
+    stages = "\n".join(_stage(stage, i) for i, stage in enumerate(card.stages))
     return f"""\
 ## Recipe
 
 Method: Pearce et al., arXiv:2410.08417, appendix J. The gate is silu(beta g)/beta, beta goes
-from 1 to 0 ({c.schedule}) over the first {c.anneal_fraction:.0%} of the steps; at the end the
-factor 1/2 is folded into `gate_proj`. Ours: the loss is KL(teacher || student), the teacher being
-the unconverted model, plus {c.next_token_weight:g} times the next-token loss.
+from 1 to 0 ({c.schedule}) over the first {c.anneal_fraction:.0%} of the first run's steps; at the
+end of that run the factor 1/2 is folded into `gate_proj`. Ours: the loss is KL(teacher || student),
+the teacher being the unconverted model, plus a part of the next-token loss.
 
-- text: {text}, {card.n_tokens} tokens
+- text: {text}
 {stages}
 - {last["seconds"] / 60:.0f} minutes of training (shared machine) on: {machine()}
 
@@ -114,12 +107,18 @@ the unconverted model, plus {c.next_token_weight:g} times the next-token loss.
 ```"""
 
 
-def _stage(c: DistillationConfig, index: int) -> str:
+def _stage(finished: FinishedStage, index: int) -> str:
+    stage, c = finished.stage, finished.stage.config
     tokens = c.n_steps * c.batch_size * c.window
     which = "then, already bilinear, " if index else ""
+    if stage.d_mlp is not None:
+        which = f"then, already bilinear and widened to {stage.d_mlp} neurons per layer, "
+    copies = f", the given text {stage.text_copies} times" if stage.text_copies > 1 else ""
     return f"""\
 - {which}{c.n_steps} steps of {c.batch_size} windows of {c.window} tokens: {tokens / 1e6:.1f}
-  million tokens read, with repetition; AdamW (weight decay {c.weight_decay:g}), learning rate
+  million tokens read out of {finished.n_tokens / 1e6:.1f} ({stage.n_stories} written stories
+  {copies.removeprefix(", ") and "and" + copies.removeprefix(",")}); KL plus {c.next_token_weight:g}
+  of the next-token loss; AdamW (weight decay {c.weight_decay:g}), learning rate
   {c.learning_rate:g} after {c.warmup_steps} steps, cosine to {c.final_learning_rate:g}, gradient
   norm cut to {c.clip_norm:g}, seed {c.seed}"""
 

@@ -15,22 +15,65 @@ def require_sound(tensor: BilinearTensor, name: str = "tensor") -> None:
             f"{tensor.d_left}, d_right {tensor.d_right}): there is nothing to decompose"
         )
     for factor in ("left", "right", "out"):
-        if not torch.isfinite(getattr(tensor, factor)).all():
+        if not is_finite(getattr(tensor, factor)):
             raise ValueError(
                 f"`{name}.{factor}` has entries that are not finite: look for NaN or infinite "
                 "weights"
             )
 
 
-def require_directions(u: Float[Tensor, "*batch d_out"], tensor: BilinearTensor, name: str) -> None:
-    """A ValueError for directions of a wrong length, none at all, or not finite."""
-    if u.shape[-1:] != (tensor.d_out,) or u.numel() == 0:
+def require_directions(
+    u: Float[Tensor, "*batch d_out"],
+    tensor: BilinearTensor,
+    name: str = "u",
+    *,
+    zero: bool = True,
+    none: bool = False,
+) -> None:
+    """A ValueError for directions of a wrong length or not finite.
+
+    Args:
+        zero: whether a direction may be zero.
+        none: whether there may be no direction at all.
+    """
+    if u.shape[-1:] != (tensor.d_out,) or not (none or u.numel()):
         raise ValueError(
-            f"`{name}` must have {tensor.d_out} entries on its last axis (d_out of the tensor) and "
-            f"at least one direction, got shape {tuple(u.shape)}"
+            f"`{name}` must have {tensor.d_out} entries on its last axis (d_out of the tensor)"
+            f"{'' if none else ' and at least one direction'}, got shape {tuple(u.shape)}"
         )
-    if not torch.isfinite(u).all():
+    if not is_finite(u):
         raise ValueError(f"`{name}` has entries that are not finite")
+    empty = (u == 0).all(-1)
+    if not zero and empty.any():
+        place = "" if u.ndim == 1 else f" at {empty.nonzero()[0].tolist()} of the batch"
+        raise ValueError(
+            f"`{name}` is zero{place}: a direction needs an entry that is not zero (is it a "
+            "difference of two equal targets?)"
+        )
+
+
+def require_interaction(
+    u: Float[Tensor, "*batch d_out"], tensor: BilinearTensor, dtype: torch.dtype
+) -> None:
+    """A ValueError for what decompositions of Q(u) refuse: directions, dtype, NaN weights."""
+    require_directions(u, tensor, zero=False, none=True)
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"`dtype` must be torch.float32 or torch.float64, got {dtype}")
+    if not (is_finite(tensor.left) and is_finite(tensor.right)):
+        raise not_finite()
+
+
+def is_finite(values: Float[Tensor, "*shape"]) -> bool:
+    """Whether no entry is NaN or infinite: they show in the sum, which is the quickest to take."""
+    values = values.detach()
+    return bool(torch.isfinite(values.sum()) or torch.isfinite(values).all())
+
+
+def not_finite() -> ValueError:
+    return ValueError(
+        "the interaction matrix has entries that are not finite: look for NaN or infinite "
+        "weights, or a direction that is not finite"
+    )
 
 
 def require_count(k: int, most: int, name: str, what: str) -> None:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_bilinear.decompositions.directions import check_directions, is_finite, not_finite
+from tl_bilinear.decompositions.arguments import is_finite, not_finite, require_interaction
 from tl_bilinear.decompositions.eigendecomposition import Eigendecomposition as Eigendecomposition
 from tl_bilinear.decompositions.eigendecomposition import Gauge as Gauge
 from tl_bilinear.decompositions.eigensolvers import Eigenproblem, Pairs, solve, solve_largest
@@ -109,7 +109,9 @@ def _result(
         raise not_finite()
     dtype = tensor.dtype
     largest = pairs.vectors.gather(-1, pairs.vectors.abs().argmax(-1, keepdim=True))
-    vectors = pairs.vectors * torch.where(largest < 0, -1.0, 1.0)
+    signs = torch.where(largest < 0, -1.0, 1.0)
+    # In place where nothing else holds the vectors: they are the largest thing here.
+    vectors = pairs.vectors * signs if problem.differentiable else pairs.vectors.mul_(signs)
     count = pairs.values.shape[-1]
     return Eigendecomposition(
         eigenvalues=pairs.values.to(dtype).reshape(*batch, count),
@@ -138,7 +140,7 @@ def _check(
             f"this tensor reads two different spaces (left {tensor.d_left}, right "
             f"{tensor.d_right}), so Q(u) has no eigenvectors: use singular_decompose"
         )
-    check_directions(tensor, u, dtype)
+    require_interaction(u, tensor, dtype)
     if k is not None and not 1 <= k <= tensor.d_in:
         raise ValueError(f"`k` must be between 1 and d_in = {tensor.d_in}, got {k}")
     if gauge not in ("none", "traceless"):

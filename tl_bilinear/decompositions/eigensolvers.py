@@ -96,11 +96,8 @@ def solve(problem: Eigenproblem, k: int) -> Pairs:
     """All eigenvalues by eigh, the k pairs of largest |lambda|."""
     tensor, d = problem.tensor, problem.tensor.d_in
     if problem.differentiable or 2 * _core_size(tensor) > d:
-        solved = [
-            _eigh(torch.stack([problem.matrix(row) for row in rows]), k)
-            for rows in problem.chunks(8 * d**2)
-        ]
-        return _joined(problem, solved, k, "eigh")
+        rows = range(len(problem.weights))
+        return _joined(problem, [_eigh(problem.matrix(row), k) for row in rows], k, "eigh")
     return _solve_core(problem, k)
 
 
@@ -130,19 +127,18 @@ def solve_largest(problem: Eigenproblem, k: int, tolerance: float, *, must: bool
     return _joined(problem, solved, k, method)
 
 
-def _eigh(matrices: Tensor, k: int) -> Pairs:
-    values, columns = torch.linalg.eigh(matrices)
-    order = values.abs().argsort(dim=-1, descending=True, stable=True)
-    every = torch.arange(len(values), device=values.device)[:, None]
-    kept, rest = order[:, :k], order[:, k:]
-    largest = values.gather(-1, order[:, :1]).abs()
-    backward = matrices.shape[-1] * torch.finfo(values.dtype).eps * largest
+def _eigh(matrix: Float[Tensor, "d d"], k: int) -> Pairs:
+    """The pairs of one direction."""
+    values, columns = torch.linalg.eigh(matrix)
+    order = values.abs().argsort(descending=True, stable=True)
+    kept, rest = order[:k], order[k:]
+    backward = len(matrix) * torch.finfo(values.dtype).eps * values[order[:1]].abs()
     return Pairs(
-        values=values.gather(-1, kept),
-        vectors=columns.mT[every, kept],
-        residuals=backward.detach().expand(-1, kept.shape[1]),
-        by_eigh=torch.ones(len(values), dtype=torch.bool, device=values.device),
-        dropped=values.gather(-1, rest).detach().double().square().sum(-1),
+        values=values[kept][None],
+        vectors=columns.mT[kept][None],
+        residuals=backward.detach().expand(1, len(kept)),
+        by_eigh=torch.ones(1, dtype=torch.bool, device=values.device),
+        dropped=values[rest].detach().double().square().sum(-1, keepdim=True),
         method="eigh",
     )
 
@@ -233,7 +229,7 @@ def _krylov(
                 operator.matrices[row] = part.matrices[position]
     failed = [row for row in range(len(weights)) if row not in solved]
     for row in failed:
-        solved[row] = _eigh(operator.matrix(row)[None], k)
+        solved[row] = _eigh(operator.matrix(row), k)
         del operator.matrices[row]
     return _joined(problem, [solved[row] for row in range(len(weights))], k, ""), len(failed)
 
@@ -297,6 +293,8 @@ def _joined(problem: Eigenproblem, solved: list[Pairs], k: int, method: str) -> 
         empty, d = problem.weights.new_zeros(0, k), problem.tensor.d_in
         none = torch.zeros(0, dtype=torch.bool, device=empty.device)
         return Pairs(empty, empty.new_zeros(0, k, d), empty, none, empty.new_zeros(0), method)
+    if len(solved) == 1:
+        return solved[0].named(method)
     return Pairs(
         values=torch.cat([pairs.values for pairs in solved]),
         vectors=torch.cat([pairs.vectors for pairs in solved]),

@@ -26,12 +26,18 @@ def interaction_matrix(
     Summed over blocks of the rank axis, so that no copy of the factors is made.
     """
     step = max(BLOCK, 2 * min(tensor.d_left, tensor.d_right))
-    matrix = weights.new_zeros(tensor.d_left, tensor.d_right)
+    if tensor.shared_input:
+        weights = weights / 2
+    matrix = None
     for start in range(0, tensor.rank, step):
         part = slice(start, start + step)
-        left, right = tensor.left[:, part].to(weights.dtype), tensor.right[:, part]
-        matrix = torch.addmm(matrix, left * weights[part], right.to(weights.dtype).T)
-    return (matrix + matrix.T) / 2 if tensor.shared_input else matrix
+        left = tensor.left[:, part].to(weights.dtype) * weights[part]
+        right = tensor.right[:, part].to(weights.dtype).T
+        # The backward pass of addmm_ does not need the sum that it overwrites.
+        matrix = left @ right if matrix is None else matrix.addmm_(left, right)
+    if matrix is None:  # a tensor of rank zero
+        return weights.new_zeros(tensor.d_left, tensor.d_right)
+    return matrix + matrix.T if tensor.shared_input else matrix
 
 
 class InteractionOperator:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_bilinear.decompositions import spectrum
-from tl_bilinear.decompositions.directions import check_directions, is_finite, not_finite
+from tl_bilinear.decompositions.arguments import is_finite, not_finite, require_interaction
 from tl_bilinear.decompositions.interaction_operator import interaction_matrix
 from tl_bilinear.tensor import BilinearTensor
 
@@ -118,7 +118,7 @@ def singular_decompose(
             "both legs of this tensor read one input: use eigendecompose (or say "
             "`shared_input=False` where they do not)"
         )
-    check_directions(tensor, u, dtype)
+    require_interaction(u, tensor, dtype)
     most = min(tensor.d_left, tensor.d_right, tensor.rank)
     if k is not None and not 1 <= k <= most:
         raise ValueError(f"`k` must be between 1 and min(d_left, d_right, rank) = {most}, got {k}")

@@ -82,6 +82,13 @@ class TransformerBridgeHost(AbstractHost):
     def mlp_norm(self, layer: int) -> Norm:
         return self._norm(self._block(layer).ln2) if self._reads_norm(layer) else NO_NORM
 
+    def attention_norm(self, layer: int) -> Norm:
+        # OLMo2 has none: 4.x then has no ln1, and in 3.9 that is the post-norm's name.
+        ln1 = getattr(self._block(layer), "ln1", None)
+        if ln1 is None or self._writer(layer, "hook_attn_out") == "ln1":
+            return NO_NORM
+        return self._norm(ln1)
+
     def mlp_post_norm(self, layer: int) -> Norm:
         name = self._writer(layer, "hook_mlp_out")
         return NO_NORM if name == "mlp" else self._norm(getattr(self._block(layer), name))

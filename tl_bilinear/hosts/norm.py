@@ -49,5 +49,14 @@ class Norm:
             readout = readout - readout.mean(-1, keepdim=True)
         return readout
 
+    def frozen(
+        self, stream: Float[Tensor, "*batch d_model"], scale: Float[Tensor, "*scale 1"]
+    ) -> Float[Tensor, "*out d_model"]:
+        """`gain * (x - mean) / scale` with a scale from the forward pass; the bias is left out."""
+        if self.centred:
+            stream = stream - stream.mean(-1, keepdim=True)
+        stream = stream / scale
+        return stream if self.gain is None else self.gain.to(stream) * stream
+
 
 NO_NORM = Norm(gain=None, bias=None, centred=False, exists=False)

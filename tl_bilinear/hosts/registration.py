@@ -17,20 +17,7 @@ def has_hooked_transformer() -> bool:
 
 
 def register() -> None:
-    """Register bilinear MLPs with TransformerLens. Idempotent.
-
-    All of `tl_bilinear.register` but the names of checkpoints, which it adds on top.
-
-    - `act_fn="bilinear"` with `gated_mlp=True` in a HookedTransformerConfig (3.9) builds a
-      `BilinearMLP`; in a TransformerBridgeConfig for `boot_native` it builds a bilinear bridge.
-    - A bridge of a transformers model whose built gate activation is the identity gets
-      `BilinearMLPBridge`, which stays bilinear in compatibility mode. Other activations are
-      left alone.
-    - TransformerLens' weight processing of such models is exact, or raises `FoldingError`.
-
-    Raises:
-        ValueError: later, from HookedTransformer, for act_fn="bilinear" without gated_mlp.
-    """
+    """All of `tl_bilinear.register` but the names of public checkpoints, which it adds on top."""
     from tl_bilinear.hosts.folding import guard_bridge, guard_hooked_transformer
 
     if has_hooked_transformer():

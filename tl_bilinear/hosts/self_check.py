@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_bilinear.decompositions.arguments import is_finite
 from tl_bilinear.hosts import AbstractHost, get_host
 from tl_bilinear.hosts.fault import likely_cause, likely_gate_fault
 from tl_bilinear.hosts.gates import Gate
@@ -145,11 +146,6 @@ def relative_error(value: Float[Tensor, "*shape"], expected: Float[Tensor, "*sha
     scale = expected.abs().max()
     difference = (value - expected).abs().max()
     return float(difference / scale.clamp_min(torch.finfo(torch.float64).tiny))
-
-
-def is_finite(value: Float[Tensor, "*shape"]) -> bool:
-    """Whether no number is NaN or infinite: they show in the sum, which is far quicker to take."""
-    return bool(torch.isfinite(value.sum()) or torch.isfinite(value).all())
 
 
 def _require_finite(host: AbstractHost) -> None:

@@ -2,6 +2,9 @@
 
 import hashlib
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -24,16 +27,29 @@ def replace_file(path: str | Path, content: bytes) -> None:
         raise
 
 
-def replace_folder(temporary: str | Path, folder: str | Path) -> None:
-    """Move every file of `temporary` over the file of that name in `folder`; drop `temporary`.
+@contextmanager
+def whole_folder(target: str | Path) -> Iterator[Path]:
+    """Give a temporary folder to write in; on leaving, its files become those of `target`.
 
-    Both must lie on one file system: each file is then replaced whole.
+    A target that is not there, or is empty, appears whole. In one that holds files each new file
+    replaces the one of its name, and the others stay. After an error, or a kill while writing, the
+    target is as it was.
     """
-    temporary, folder = Path(temporary), Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(temporary.iterdir()):
-        path.replace(folder / path.name)
-    temporary.rmdir()
+    target = Path(target)
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # what a killed run left
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if target.is_dir() and any(target.iterdir()):
+            for path in sorted(each for each in temporary.rglob("*") if each.is_file()):
+                place = target / path.relative_to(temporary)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(place)
+        else:
+            temporary.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def fingerprint_parameters(model: nn.Module) -> str:

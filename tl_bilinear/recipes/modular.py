@@ -67,23 +67,12 @@ class ModularRun:
     seconds: float
 
 
+_HEADS = TrainingConfig(
+    n_steps=1500, learning_rate=1e-2, weight_decay=1.0, beta2=0.98, warmup_steps=10, clip_norm=None
+)
 TRAINING: dict[Form, TrainingConfig] = {
-    "heads": TrainingConfig(
-        n_steps=1500,
-        learning_rate=1e-2,
-        weight_decay=1.0,
-        beta2=0.98,
-        warmup_steps=10,
-        clip_norm=None,
-    ),
-    "token": TrainingConfig(
-        n_steps=2000,
-        learning_rate=1e-2,
-        weight_decay=2.0,
-        beta2=0.98,
-        warmup_steps=10,
-        clip_norm=None,
-    ),
+    "heads": _HEADS,
+    "token": replace(_HEADS, n_steps=2000, weight_decay=2.0),
 }
 
 

@@ -25,7 +25,7 @@ from tl_bilinear.conversion import sample_stories
 from tl_bilinear.conversion.evaluation import load_folder, read_stories
 from tl_bilinear.hosts import AbstractHost, get_host
 from tl_bilinear.hosts.corpus import hook_batches
-from tl_bilinear.optimisation.files import fingerprint_settings, replace_file, replace_folder
+from tl_bilinear.optimisation.files import fingerprint_settings, replace_file, whole_folder
 from tl_bilinear.recipes.dictionary_card import DictionaryCard, Entry, card_text
 from tl_bilinear.training import TopKConfig, measure_fidelity, train_dictionary
 
@@ -124,11 +124,8 @@ def build(
 
 def _store(dictionary, name: str, work_dir: Path, zoo: Path) -> Path:
     """Write a dictionary in float16 over the bundled one of its name."""
-    temporary = zoo / FOLDER / f".{name}.new"
-    for path in temporary.glob("*"):
-        path.unlink()
-    save_dictionary(dictionary.to(torch.float16), temporary, model_name=MODEL)
-    replace_folder(temporary, zoo / FOLDER / name)
+    with whole_folder(zoo / FOLDER / name) as temporary:
+        save_dictionary(dictionary.to(torch.float16), temporary, model_name=MODEL)
     return zoo / FOLDER / name
 
 

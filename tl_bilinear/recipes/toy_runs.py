@@ -1,4 +1,4 @@
-"""What the recipes of the toy models read from a finished run's folder."""
+"""What recipes read from a finished run's folder."""
 
 import json
 from pathlib import Path

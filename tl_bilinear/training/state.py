@@ -7,8 +7,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
+
+from tl_bilinear.optimisation.files import replace_file
 
 FILE = "state.safetensors"
 
@@ -82,7 +84,5 @@ def write_state(state: TrainingState, folder: Path) -> None:
     for group in ("weights", "first", "second"):
         tensors |= {f"{group}.{name}": t for name, t in getattr(state, group).items()}
     record = {"step": state.step, "seconds": state.seconds, "curve": state.curve}
-    temporary = folder / f"{FILE}.tmp"
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(whole, temporary, metadata={"record": json.dumps(record)})
-    temporary.replace(folder / FILE)
+    replace_file(folder / FILE, save(whole, {"record": json.dumps(record)}))

@@ -1,13 +1,12 @@
 """`save_dictionary`: a Dictionary into a folder in the SAELens layout."""
 
 import json
-import shutil
-import uuid
 from pathlib import Path
 
 from tl_bilinear.checkpoints.dictionaries import saelens
 from tl_bilinear.checkpoints.error import CheckpointError
 from tl_bilinear.dictionary import Dictionary
+from tl_bilinear.optimisation.files import whole_folder
 
 
 def save_dictionary(dictionary: Dictionary, folder: str | Path, *, model_name: str = "") -> Path:
@@ -26,17 +25,9 @@ def save_dictionary(dictionary: Dictionary, folder: str | Path, *, model_name: s
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} is not an empty folder: give another one")
     config, tensors = saelens.contents(dictionary, model_name)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:12]}.partial"
-    try:
-        partial.mkdir()
+    with whole_folder(folder) as partial:
         save_file(tensors, partial / saelens.WEIGHTS)
         (partial / saelens.WEIGHTS).chmod(0o644)
         text = json.dumps(config, indent=2) + "\n"
         (partial / saelens.CONFIG).write_text(text, encoding="utf-8")
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder

@@ -17,8 +17,10 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_bilinear.circuits.parts import AbstractParts
 from tl_bilinear.decompositions import Mode
 from tl_bilinear.quadratic_map import QuadraticMap
+from tl_bilinear.tensor import BilinearTensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +100,16 @@ class AbstractBasis(ABC):
     @abstractmethod
     def elements(self, sites: Sequence[Site]) -> list[Elements]:
         """The elements at sites of one layer."""
+
+    @abstractmethod
+    def parts(
+        self, tensor: BilinearTensor, layer: int, index: tuple[int, ...], modes: Sequence[Mode]
+    ) -> AbstractParts:
+        """Some elements of a layer as parts of its output on any prompt.
+
+        Args:
+            index: the elements; or, for bases that differ between prompts, `modes`.
+        """
 
     def bound(self, site: Site) -> float:
         """No element's |share| is above it: where that is too small, none is looked for."""

@@ -13,8 +13,11 @@ from tl_bilinear.circuits.bases.directions import (
 from tl_bilinear.circuits.bases.eigenmodes import Eigenmodes
 from tl_bilinear.circuits.bases.features import dictionary_features
 from tl_bilinear.circuits.bases.neurons import Neurons
+from tl_bilinear.circuits.parts import AbstractParts
+from tl_bilinear.decompositions import Mode
 from tl_bilinear.dictionary import Dictionary
 from tl_bilinear.hosts.host import AbstractHost
+from tl_bilinear.tensor import BilinearTensor
 
 BasisName = Literal["eigenmodes", "neurons", "random", "w_out", "hosvd"]
 Basis = BasisName | AbstractBasis | Mapping[int, Dictionary]
@@ -43,6 +46,12 @@ class PerLayer(AbstractBasis):
     def elements(self, sites: Sequence[Site]) -> list[Elements]:
         """Those of the layer's basis."""
         return self.at(sites[0].layer).elements(sites)
+
+    def parts(
+        self, tensor: BilinearTensor, layer: int, index: tuple[int, ...], modes: Sequence[Mode]
+    ) -> AbstractParts:
+        """Those of the layer's basis."""
+        return self.at(layer).parts(tensor, layer, index, modes)
 
     def bound(self, site: Site) -> float:
         """That of the layer's basis."""

@@ -15,8 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_bilinear.circuits.bases.basis import AbstractBasis, Chosen, Elements, Site, halves
-from tl_bilinear.decompositions import hosvd
+from tl_bilinear.circuits.parts import AbstractParts, InputParts, OutputParts
+from tl_bilinear.decompositions import Mode, hosvd
 from tl_bilinear.hosts.host import AbstractHost
+from tl_bilinear.tensor import BilinearTensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,17 +36,17 @@ class _Directions(AbstractBasis):
                     f"got shape {list(rows.shape)}"
                 )
 
-    def of(self, site: Site) -> tuple[Tensor, Tensor]:
-        """Directions and duals at a site."""
-        if site.layer not in self.rows:
+    def of(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """A layer's directions and duals."""
+        if layer not in self.rows:
             raise ValueError(
-                f"the basis {self.name!r} has no directions for layer {site.layer}: combine it "
-                "with another by PerLayer"
+                f"the basis {self.name!r} has no directions for layer {layer}: combine it with "
+                "another by PerLayer"
             )
-        rows = self.rows[site.layer].to(site.mid)
-        if site.layer not in self._duals:
-            self._duals[site.layer] = torch.linalg.pinv(rows).T
-        return rows, self._duals[site.layer]
+        rows = self.rows[layer].to(like)
+        if layer not in self._duals:
+            self._duals[layer] = torch.linalg.pinv(rows).T
+        return rows, self._duals[layer]
 
 
 @final
@@ -54,8 +56,14 @@ class InputDirections(_Directions):
 
     def elements(self, sites: Sequence[Site]) -> list[Elements]:
         """All directions at each site of one layer. O((n + rank) d) per site."""
-        rows, duals = self.of(sites[0])
+        rows, duals = self.of(sites[0].layer, sites[0].mid)
         return [_Inputs(site, rows, duals) for site in sites]
+
+    def parts(
+        self, tensor: BilinearTensor, layer: int, index: tuple[int, ...], modes: Sequence[Mode]
+    ) -> AbstractParts:
+        """Input directions."""
+        return InputParts(tensor, *self.of(layer, tensor.out), index)
 
 
 @final
@@ -65,8 +73,14 @@ class OutputDirections(_Directions):
 
     def elements(self, sites: Sequence[Site]) -> list[Elements]:
         """All directions at each site of one layer. O((n + rank) d) per site."""
-        rows, duals = self.of(sites[0])
+        rows, duals = self.of(sites[0].layer, sites[0].mid)
         return [_Outputs(site, rows, duals) for site in sites]
+
+    def parts(
+        self, tensor: BilinearTensor, layer: int, index: tuple[int, ...], modes: Sequence[Mode]
+    ) -> AbstractParts:
+        """Output directions."""
+        return OutputParts(tensor, *self.of(layer, tensor.out), index)
 
 
 class _Inputs(Elements):

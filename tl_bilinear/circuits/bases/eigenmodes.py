@@ -13,7 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_bilinear.circuits.bases.basis import AbstractBasis, Chosen, Elements, Site, halves
+from tl_bilinear.circuits.parts import AbstractParts, ModeParts
 from tl_bilinear.decompositions import Mode, eigendecompose
+from tl_bilinear.tensor import BilinearTensor
 
 CHUNK_NUMBERS = 2**24
 """Entries of the matrices that are decomposed together."""
@@ -47,6 +49,12 @@ class Eigenmodes(AbstractBasis):
         u = site.u
         first = site.back(u, site.mid).norm() * site.end.norm()
         return float(torch.minimum(first, site.back(u, site.end).norm() * site.mid.norm()))
+
+    def parts(
+        self, tensor: BilinearTensor, layer: int, index: tuple[int, ...], modes: Sequence[Mode]
+    ) -> AbstractParts:
+        """Modes, each along its own direction."""
+        return ModeParts.of(modes)
 
 
 class _Modes(Elements):

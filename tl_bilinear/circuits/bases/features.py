@@ -15,8 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_bilinear.circuits.bases.basis import AbstractBasis, Chosen, Elements, Site
+from tl_bilinear.circuits.parts import AbstractParts, FeatureParts
+from tl_bilinear.decompositions import Mode
 from tl_bilinear.dictionary import Dictionary
 from tl_bilinear.hosts.host import AbstractHost
+from tl_bilinear.tensor import BilinearTensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +50,13 @@ class Features(AbstractBasis):
             )
         own = self.layers[sites[0].layer]
         return [(_Read if own.reads else _Written)(site, own) for site in sites]
+
+    def parts(
+        self, tensor: BilinearTensor, layer: int, index: tuple[int, ...], modes: Sequence[Mode]
+    ) -> AbstractParts:
+        """Features, with whatever activation the dictionary gives."""
+        own = self.layers[layer]
+        return FeatureParts(tensor, own.dictionary, own.gain, own.bias, own.reads, index)
 
 
 def dictionary_features(host: AbstractHost, dictionaries: Mapping[int, Dictionary]) -> Features:

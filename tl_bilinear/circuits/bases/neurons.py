@@ -8,6 +8,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_bilinear.circuits.bases.basis import AbstractBasis, Chosen, Elements, Site
+from tl_bilinear.circuits.parts import AbstractParts, NeuronParts
+from tl_bilinear.decompositions import Mode
+from tl_bilinear.tensor import BilinearTensor
 
 
 @final
@@ -20,6 +23,12 @@ class Neurons(AbstractBasis):
     def elements(self, sites: Sequence[Site]) -> list[Elements]:
         """All hidden units at each site."""
         return [_Neurons(site) for site in sites]
+
+    def parts(
+        self, tensor: BilinearTensor, layer: int, index: tuple[int, ...], modes: Sequence[Mode]
+    ) -> AbstractParts:
+        """Hidden units."""
+        return NeuronParts(tensor, index)
 
 
 class _Neurons(Elements):
