@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from random_circuits import HOSTILE, circuits, random_circuit, story
 from test_circuit import small_circuit
 
@@ -75,6 +75,7 @@ def boxes_crossed(layout: Layout) -> set[tuple[str, str]]:
 # ---- layout -------------------------------------------------------------------------------
 
 
+@settings(max_examples=20)
 @given(circuits())
 def test_every_circuit_has_its_place(circuit):
     layout = laid_out(circuit, 234)
@@ -198,7 +199,7 @@ def test_text_stays_in_its_box():
     """Rendered, with the fonts of this machine, hostile tokens included."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    circuit = random_circuit(7, n_inner=24, n_layers=2, tokens=HOSTILE, names=HOSTILE)
+    circuit = random_circuit(7, n_inner=14, n_layers=2, tokens=HOSTILE, names=HOSTILE)
     figure = circuit_figure(circuit)
     (axes,) = figure.axes
     renderer = FigureCanvasAgg(figure).get_renderer()
@@ -232,7 +233,7 @@ def test_signs_have_their_colours():
 
 @pytest.mark.parametrize("suffix", ["svg", "png", "pdf"])
 def test_the_same_circuit_gives_the_same_bytes(tmp_path: Path, suffix: str):
-    circuit = random_circuit(1, n_inner=6, tokens=HOSTILE[:9], names=HOSTILE)
+    circuit = random_circuit(1, n_inner=3, tokens=HOSTILE[:9], names=HOSTILE)
     paths = [tmp_path / f"{name}.{suffix}" for name in ("a", "b")]
     for path in paths:
         path.write_text("an older file")
