@@ -233,7 +233,7 @@ def test_signs_have_their_colours():
 
 @pytest.mark.parametrize("suffix", ["svg", "png", "pdf"])
 def test_the_same_circuit_gives_the_same_bytes(tmp_path: Path, suffix: str):
-    circuit = random_circuit(1, n_inner=3, tokens=HOSTILE[:9], names=HOSTILE)
+    circuit = small_circuit(target_label='<s> "你好" שלום')
     paths = [tmp_path / f"{name}.{suffix}" for name in ("a", "b")]
     for path in paths:
         path.write_text("an older file")
