@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from random_circuits import HOSTILE, circuits, random_circuit
 from test_circuit import PROVENANCE, small_circuit
 
@@ -181,6 +181,7 @@ class Viewer:
     )
 
 
+@settings(max_examples=20)
 @given(circuits())
 def test_every_circuit_fits_the_schema_and_both_viewers(circuit):
     graph = circuit.to_attribution_graph("a-graph")
@@ -189,6 +190,7 @@ def test_every_circuit_fits_the_schema_and_both_viewers(circuit):
     assert Viewer(graph).faults() == []
 
 
+@settings(max_examples=20)
 @given(circuits())
 def test_links_carry_every_flow(circuit):
     graph = circuit.to_attribution_graph("a-graph")

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_circuits import circuits, random_circuit
 from test_circuit import small_circuit
@@ -38,6 +38,7 @@ def test_a_leak_is_found():
     assert len(leaks(replace(circuit, edges=(first, *circuit.edges[1:])))) >= 1
 
 
+@settings(max_examples=20)
 @given(circuits(), st.integers(0, 12))
 def test_pruning_conserves_flows(circuit, n):
     assert_sound(circuit)
@@ -54,6 +55,7 @@ def test_pruning_conserves_flows(circuit, n):
     assert_sound(small.prune(max_nodes=n // 2))
 
 
+@settings(max_examples=20)
 @given(circuits(), st.floats(0, 1))
 def test_pruning_to_a_kept_share(circuit, part):
     whole = circuit.prune(max_nodes=len(circuit.nodes))
@@ -93,6 +95,19 @@ def test_by_hand():
     assert nothing.kept_share == 0 and nothing.remainder == 0.75
 
 
+def test_what_does_not_close_is_not_mended():
+    circuit = random_circuit(3, n_inner=20)
+    wrong = replace(circuit, target=circuit.target + 0.75)
+    for n in (0, 3, 99):
+        assert wrong.prune(max_nodes=n).discrepancy == pytest.approx(0.75)
+    inner = next(n for n in circuit.nodes if n not in circuit.sources and n.kind != "logit")
+    number = next(i for i, edge in enumerate(circuit.edges) if edge.target == inner.id)
+    edges = list(circuit.edges)
+    edges[number] = replace(edges[number], share=edges[number].share + 0.5)
+    leaky = replace(circuit, edges=tuple(edges))
+    assert leaks(leaky) and leaks(leaky.prune(max_nodes=99)) and not leaks(circuit)
+
+
 def test_cancelling_flows_do_not_count_as_kept():
     """+3 and −3 pruned at one place are two remainders, not one of zero."""
     circuit = small_circuit()
@@ -128,6 +143,7 @@ def test_prune_refuses(arguments, message):
         small_circuit().prune(**arguments)
 
 
+@settings(max_examples=20)
 @given(circuits(), st.data())
 def test_merging_conserves_flows(circuit, data):
     sources = [node for node in circuit.sources if node.kind != "remainder"]

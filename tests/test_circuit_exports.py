@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_circuits import HOSTILE, circuits, random_circuit
 from test_circuit import small_circuit
@@ -26,6 +26,7 @@ def labelled(text: str) -> Circuit:
 # ---- our own JSON -------------------------------------------------------------------------
 
 
+@settings(max_examples=20)
 @given(circuits())
 def test_json_without_loss(circuit):
     again = Circuit.from_json(circuit.to_json())
@@ -113,6 +114,7 @@ def test_what_json_cannot_hold_is_refused():
 # ---- networkx -----------------------------------------------------------------------------
 
 
+@settings(max_examples=20)
 @given(circuits())
 def test_networkx_has_every_flow(circuit):
     import networkx

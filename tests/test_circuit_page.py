@@ -82,7 +82,7 @@ def test_details_of_every_kind_are_kept():
     circuit = small_circuit()
     nodes = [replace(n, details=details) if n.kind == "mode" else n for n in circuit.nodes]
     data = json.loads(scripts_of(circuit_page(replace(circuit, nodes=tuple(nodes))))[0])
-    node = next(node for node in data["nodes"] if "mode" in node["title"])
+    node = next(node for node in data["nodes"] if "(mode" in node["title"])
     assert node["facts"][1:] == [["eigenvalue", "−1.5"], ["note", "x"]]
     assert node["details"][:3] == [
         ["spectrum", "numbers", [1.0, -2.0]],

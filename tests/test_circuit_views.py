@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from random_circuits import HOSTILE, circuits, random_circuit, story
 from test_circuit import small_circuit
 
@@ -75,6 +75,7 @@ def boxes_crossed(layout: Layout) -> set[tuple[str, str]]:
 # ---- layout -------------------------------------------------------------------------------
 
 
+@settings(max_examples=20)
 @given(circuits())
 def test_every_circuit_has_its_place(circuit):
     layout = laid_out(circuit, 234)
@@ -96,8 +97,7 @@ def test_nothing_overlaps_and_lines_go_around_boxes(width, seed, n):
     assert overlaps(list(layout.boxes.values())) == [] and cut_off(layout) == []
     crossed = boxes_crossed(layout)
     assert len(crossed) <= 0.03 * len(layout.wires), crossed
-    names = [Box(box.node, x, y, 0, 0, ()) for (x, y), _ in layout.caption for box in ()]
-    assert names == [] and layout.caption[-1][0][1] > 0
+    assert layout.caption[-1][0][1] > 0
     assert layout.width < 1.4 * width
 
 
@@ -197,10 +197,12 @@ def test_tokens_in_a_picture(token, shown):
 
 def test_text_stays_in_its_box():
     """Rendered, with the fonts of this machine, hostile tokens included."""
-    circuit = random_circuit(7, n_inner=24, n_layers=2, tokens=HOSTILE, names=HOSTILE)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    circuit = random_circuit(7, n_inner=14, n_layers=2, tokens=HOSTILE, names=HOSTILE)
     figure = circuit_figure(circuit)
     (axes,) = figure.axes
-    renderer = figure.canvas.get_renderer()  # pyright: ignore[reportAttributeAccessIssue]
+    renderer = FigureCanvasAgg(figure).get_renderer()
     patches: Any = axes.patches
     boxes = [p.get_window_extent(renderer) for p in patches if type(p).__name__ == "FancyBboxPatch"]
     inside, whole = 0, figure.bbox
@@ -231,7 +233,7 @@ def test_signs_have_their_colours():
 
 @pytest.mark.parametrize("suffix", ["svg", "png", "pdf"])
 def test_the_same_circuit_gives_the_same_bytes(tmp_path: Path, suffix: str):
-    circuit = random_circuit(1, n_inner=6, tokens=HOSTILE[:9], names=HOSTILE)
+    circuit = small_circuit(target_label='<s> "你好" שלום')
     paths = [tmp_path / f"{name}.{suffix}" for name in ("a", "b")]
     for path in paths:
         path.write_text("an older file")

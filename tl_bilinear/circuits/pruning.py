@@ -93,17 +93,19 @@ def cut(circuit: Circuit, chosen: Iterable[str]) -> Circuit:
         if node.id not in stays:
             continue
         outflow = [flow[number] for number in leaving[node.id] if number in flow]
-        if node.kind == "logit":
-            share, part = node.share, 1.0
-        elif not outflow:
-            continue
-        else:
-            share = math.fsum(outflow)
-            before = math.fsum(abs(circuit.edges[number].share) for number in leaving[node.id])
-            part = math.fsum(map(abs, outflow)) / before if before else 1.0
+        share, part, left = node.share, 1.0, 0.0
+        if node.kind != "logit":
+            if not outflow:
+                continue
+            before = [circuit.edges[number].share for number in leaving[node.id]]
+            size = math.fsum(map(abs, before))
+            part = math.fsum(map(abs, outflow)) / size if size else 1.0
+            # From the outflow alone: where a circuit does not close, that must stay to be seen.
+            left = math.fsum(outflow) - part * math.fsum(before)
+            share = part * share + left
         nodes.append(replace(node, share=share))
         inflow = [circuit.edges[number].share for number in entering[node.id]]
-        for number, value in zip(entering[node.id], _shrunk(inflow, share, part), strict=True):
+        for number, value in zip(entering[node.id], _shrunk(inflow, part, left), strict=True):
             source = circuit.node(circuit.edges[number].source)
             if source.id in stays:
                 flow[number] = value
@@ -117,16 +119,12 @@ def cut(circuit: Circuit, chosen: Iterable[str]) -> Circuit:
     return _assemble(circuit, nodes[::-1], edges, list(rests.values()))
 
 
-def _shrunk(inflow: list[float], share: float, part: float) -> list[float]:
-    """Inflows that sum to `share`: `part` of each, and the rest by size; none of a source."""
-    if not inflow:
-        return []
+def _shrunk(inflow: list[float], part: float, left: float) -> list[float]:
+    """`part` of each inflow, and what is left over shared by size."""
     sizes = [abs(value) for value in inflow]
     total = math.fsum(sizes)
-    left = share - part * math.fsum(inflow)
-    if part == 1 and abs(left) <= 1e-12 * total:
-        return inflow
-    weights = [size / total for size in sizes] if total else [1 / len(sizes)] * len(sizes)
+    even = 1 / max(len(sizes), 1)
+    weights = [size / total if total else even for size in sizes]
     return [part * value + left * weight for value, weight in zip(inflow, weights, strict=True)]
 
 

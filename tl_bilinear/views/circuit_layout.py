@@ -75,7 +75,7 @@ def lay_out(
     drawn = [node for node in circuit.nodes if node.kind != "remainder"]
     levels = levels_of(drawn, inputs, outputs, circuit.n_layers)
     columns = column_centres(circuit, drawn, levels, sizes, measure)
-    work = _Stack(circuit, sizes, measure, columns, outputs)
+    work = _Stack(circuit, sizes, measure, columns, inputs, outputs)
     names = {node.id for node in drawn}
     edges = drawn_edges(circuit, names, per_node)
     left_out = sum(e.source in names and e.target in names for e in circuit.edges) - len(edges)
@@ -113,6 +113,7 @@ class _Stack:
     sizes: Sizes
     measure: Measure
     columns: Columns
+    inputs: dict[str, list[Edge]]
     outputs: dict[str, list[Edge]]
     boxes: dict[str, Box] = field(default_factory=dict)
     bands: list[Band] = field(default_factory=list)
@@ -259,6 +260,8 @@ class _Stack:
             box = replace(box, x=self._inside(box, box.x))
             centres = self.columns.centres
             ends = [centres[p] for p in (node.source_position, node.position) if p in centres]
+            # What flows in may stand elsewhere: a bias has no position.
+            ends += [self.boxes[e.source].x for e in self.inputs[node.id] if e.source in self.boxes]
             half = box.width / 2 + self.sizes.gap
             arcs.append((box, min([box.x - half, *ends]), max([box.x + half, *ends])))
         lanes: list[list[tuple[Box, float, float]]] = []

@@ -49,11 +49,14 @@ def fitted(text: str, width: float, size: float, measure: Measure) -> str:
     """The text, or as much of it as fits, with an ellipsis."""
     if measure(text, size) <= width:
         return text
-    for end in range(len(text) - 1, 0, -1):
-        short = text[:end].rstrip() + ELLIPSIS
-        if measure(short, size) <= width:
-            return short
-    return ELLIPSIS
+    fits, too_long = 0, len(text)
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        if measure(text[:middle].rstrip() + ELLIPSIS, size) <= width:
+            fits = middle
+        else:
+            too_long = middle
+    return text[:fits].rstrip() + ELLIPSIS
 
 
 def name_of(node: Node, width: float, size: float, measure: Measure) -> str:

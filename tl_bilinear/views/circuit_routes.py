@@ -85,6 +85,34 @@ class Grid:
         low, high = min(a, b) - half, max(a, b) + half
         return all(high <= left or low >= right for left, right in row.boxes)
 
+    def blocked(self, curve: Sequence[Point], own: Box, thick: float) -> bool:
+        """Whether a cubic curve touches a box that is not its own."""
+        half = thick / 2 + 0.4 * self.sizes.pad
+        path = [_on(curve, step / 16) for step in range(17)]
+        low, high = min(y for _, y in path), max(y for _, y in path)
+        for row in self.rows:
+            if row.high < low or row.low > high:
+                continue
+            others = [
+                (left, right)
+                for left, right in row.boxes
+                if not (left <= own.x <= right and row.low <= own.y <= row.high)
+            ]
+            for x, y in path[1:]:
+                if row.low <= y <= row.high and any(
+                    left - half < x < right + half for left, right in others
+                ):
+                    return True
+        return False
+
+
+def _on(curve: Sequence[Point], part: float) -> Point:
+    """A point of a cubic curve."""
+    rest = 1 - part
+    weights = (rest**3, 3 * part * rest**2, 3 * part**2 * rest, part**3)
+    x = sum(weight * point[0] for weight, point in zip(weights, curve, strict=True))
+    return x, sum(weight * point[1] for weight, point in zip(weights, curve, strict=True))
+
 
 def route(grid: Grid, a: Point, b: Point, start: Box, end: Box, thick: float) -> list[Point]:
     """Cubic curves from a box's upper side to the next one's lower side.
@@ -92,19 +120,39 @@ def route(grid: Grid, a: Point, b: Point, start: Box, end: Box, thick: float) ->
     Upright at boxes; level at a head's label, which its arc passes sideways.
     """
     if end.node.kind == "head" and abs(a[0] - end.x) > end.width / 2:
-        rise = _passages(grid, a, (a[0], end.bottom), thick)
-        points = _upright([a, *rise])
-        x, y = points[-1]
-        side = end.x - math.copysign(end.width / 2, end.x - x)
-        return [*points, (x, (y + 2 * end.y) / 3), ((x + side) / 2, end.y), (side, end.y)]
+        points = _upright([a, *_passages(grid, a, (a[0], end.bottom), thick)])
+        return points + _arc(grid, points[-1], end, thick)[1:]
     if start.node.kind == "head" and abs(b[0] - start.x) > start.width / 2:
-        rise = _passages(grid, (b[0], start.top), b, thick)
-        points = _upright([*rise, b])
-        x, y = points[0]
-        side = start.x - math.copysign(start.width / 2, start.x - x)
-        first = [(side, start.y), ((x + side) / 2, start.y), (x, (y + 2 * start.y) / 3)]
-        return [*first, *points]
+        points = _upright([*_passages(grid, (b[0], start.top), b, thick), b])
+        return _arc(grid, points[0], start, thick)[:0:-1] + points
     return _upright([a, *_passages(grid, a, b, thick), b])
+
+
+def _arc(grid: Grid, point: Point, label: Box, thick: float) -> list[Point]:
+    """From a point, where it is upright, to the side of a head's label, where it is level.
+
+    It bends as early as the boxes on its way allow.
+    """
+    x, y = point
+    side = label.x - math.copysign(label.width / 2, label.x - x)
+    rows = grid.between(min(y, label.bottom), max(y, label.top))
+    margin = 0.5 * grid.sizes.pad
+    if y < label.y:
+        bends = [y, *(row.high + margin for row in rows if row.high < label.y)]
+    else:
+        bends = [y, *(row.low - margin for row in reversed(rows) if row.low > label.y)]
+    curve: list[Point] = []
+    for bend in bends:
+        curve = [
+            (x, bend),
+            (x, (bend + 2 * label.y) / 3),
+            ((x + side) / 2, label.y),
+            (side, label.y),
+        ]
+        if not grid.blocked(curve, label, thick):
+            break
+    straight = curve[0][1]
+    return curve if straight == y else [*_upright([point, (x, straight)]), *curve[1:]]
 
 
 def _passages(grid: Grid, a: Point, b: Point, thick: float) -> list[Point]:
