@@ -109,12 +109,13 @@ def test_every_pair_is_the_models_own_mlp_called_on_it(host):
     resid = cache["blocks.1.hook_resid_mid"][0, -1]
     torch.testing.assert_close(streams.sum(0), resid, rtol=1e-9, atol=1e-9)
     ln2 = own.mlp_norm(1)
-    assert ln2.gain is not None and ln2.bias is not None
+    gain, bias = ln2.gain, ln2.bias
+    assert gain is not None and bias is not None
     u = own.fold_readout(model.W_U[:, 7] - model.W_U[:, 9]) / cache["ln_final.hook_scale"][0, -1]
 
     def mlp(x: torch.Tensor) -> torch.Tensor:
         x = (x - x.mean()) / cache["blocks.1.ln2.hook_scale"][0, -1]
-        return own.run_mlp(1, (ln2.gain * x + ln2.bias)[None, None])[0, 0] @ u
+        return own.run_mlp(1, (gain * x + bias)[None, None])[0, 0] @ u
 
     nothing = mlp(torch.zeros(12, dtype=torch.float64))
     single = [mlp(x) for x in streams]

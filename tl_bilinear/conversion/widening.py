@@ -49,7 +49,7 @@ def widen_(model: PreTrainedModel, d_mlp: int, *, seed: int = 0) -> None:
         nothing = down.weight.new_zeros(down.out_features, d_mlp - widths[0])
         _replace(down, torch.cat([down.weight, nothing], dim=1))
         if hasattr(mlp.module, "intermediate_size"):
-            mlp.module.intermediate_size = d_mlp
+            setattr(mlp.module, "intermediate_size", d_mlp)  # noqa: B010 (a plain number)
     model.config.intermediate_size = d_mlp
 
 
