@@ -1,6 +1,7 @@
 """The circuit as a value: what it refuses, and the sums that it reports."""
 
 import math
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ def small_circuit(**changes) -> Circuit:
         Edge("L0.m0.0", "logit", 1.5),
         Edge("rest.0.0", "logit", -0.25),
     )
-    fields = dict(
+    fields: dict[str, Any] = dict(
         nodes=nodes,
         edges=edges,
         tokens=("Once",),

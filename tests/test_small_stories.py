@@ -89,12 +89,13 @@ def test_a_wider_model_is_the_same_function():
     before, width = model(tokens).logits, model.config.intermediate_size
     widen_(model, width + 5, seed=1)
     assert model.config.intermediate_size == width + 5
-    mlp = model.get_submodule("model.layers.0.mlp")
-    assert mlp.gate_proj.weight.shape[0] == mlp.down_proj.weight.shape[1] == width + 5
+    gate = model.get_parameter("model.layers.0.mlp.gate_proj.weight")
+    down = model.get_parameter("model.layers.0.mlp.down_proj.weight")
+    assert gate.shape[0] == down.shape[1] == width + 5
     torch.testing.assert_close(model(tokens).logits, before, rtol=1e-12, atol=1e-12)
     # The new neurons are not dead: their columns get a gradient.
     model(tokens).logits.square().sum().backward()
-    assert mlp.down_proj.weight.grad[:, width:].abs().min() > 0
+    assert down.grad is not None and down.grad[:, width:].abs().min() > 0
     with pytest.raises(ValueError, match="give one width that is no smaller"):
         widen_(model, width)
 

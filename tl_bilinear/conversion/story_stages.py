@@ -57,6 +57,18 @@ STAGES = (
         n_stories=7680,
         text_copies=3,
     ),
+    Stage(
+        DistillationConfig(
+            n_steps=3000,
+            batch_size=8,
+            window=512,
+            learning_rate=3e-4,
+            next_token_weight=0.1,
+            seed=4,
+        ),
+        n_stories=7680,
+        text_copies=3,
+    ),
 )
 
 
