@@ -113,14 +113,15 @@ def _stage(finished: FinishedStage, index: int) -> str:
     which = "then, already bilinear, " if index else ""
     if stage.d_mlp is not None:
         which = f"then, already bilinear and widened to {stage.d_mlp} neurons per layer, "
-    copies = f", the given text {stage.text_copies} times" if stage.text_copies > 1 else ""
+    read = f"{stage.n_stories} written stories"
+    if stage.text_copies > 1:
+        read += f" and {stage.text_copies} times the given text"
     return f"""\
 - {which}{c.n_steps} steps of {c.batch_size} windows of {c.window} tokens: {tokens / 1e6:.1f}
-  million tokens read out of {finished.n_tokens / 1e6:.1f} ({stage.n_stories} written stories
-  {copies.removeprefix(", ") and "and" + copies.removeprefix(",")}); KL plus {c.next_token_weight:g}
-  of the next-token loss; AdamW (weight decay {c.weight_decay:g}), learning rate
-  {c.learning_rate:g} after {c.warmup_steps} steps, cosine to {c.final_learning_rate:g}, gradient
-  norm cut to {c.clip_norm:g}, seed {c.seed}"""
+  million tokens read out of {finished.n_tokens / 1e6:.1f} ({read}); KL plus
+  {c.next_token_weight:g} of the next-token loss; AdamW (weight decay {c.weight_decay:g}), learning
+  rate {c.learning_rate:g} after {c.warmup_steps} steps, cosine to {c.final_learning_rate:g},
+  gradient norm cut to {c.clip_norm:g}, seed {c.seed}"""
 
 
 def _losses(card: StoryCard, metrics: list[dict]) -> str:
