@@ -229,7 +229,7 @@ ARGUMENTS = [
     Fault(
         "unknown bundled name",
         nothing,
-        r"neither a bundled model \['stories-5l'",
+        r"neither a bundled model \['stories-1l'",
         target=lambda folder: "storys-5l",
     ),
     Fault(

@@ -128,7 +128,7 @@ def test_sharded_folders_load(tmp_path):
 
 
 def test_names_that_are_neither_bundled_nor_a_folder(unchecked):
-    with pytest.raises(CheckpointError, match=r"neither a bundled model \['stories-5l'"):
+    with pytest.raises(CheckpointError, match=r"neither a bundled model \['stories-1l'"):
         tlb.load("no-such-model")
     with pytest.raises(ValueError, match='`host` must be "auto"'):
         tlb.load("stories-5l", host="nnsight")  # pyright: ignore[reportArgumentType]

@@ -28,7 +28,7 @@ def test_a_gated_model_is_loaded(tmp_path):
 
 def test_a_name_is_misspelt(tmp_path):
     found = message(lambda: tlb.load("storys-5l"))
-    assert found.startswith("'storys-5l' is neither a bundled model ['stories-5l', ")
+    assert found.startswith("'storys-5l' is neither a bundled model ['stories-1l', ")
     assert found.endswith("], nor a folder, nor a hub id (owner/name)")
 
 

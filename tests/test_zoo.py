@@ -125,14 +125,16 @@ def test_small_stories_are_as_good_as_their_cards_say(size):
     for twin in TWINS:
         model, tokenizer = load_folder(ZOO / (size + twin))
         weights.add(sum(each.numel() for each in model.parameters()))
-        losses[twin] = evaluate(model, tokenizer, stories, max_tokens=256).nats_per_token
-        card = (ZOO / (size + twin) / "README.md").read_text()
-        row = next(line for line in card.splitlines() if line.startswith("| stories.txt |"))
-        assert losses[twin] == pytest.approx(float(row.split("|")[3]), abs=2e-3)
+        losses[twin] = evaluate(model, tokenizer, stories[:30], max_tokens=256).nats_per_token
         for word in ("dog", "girl", "park", "happy"):
             assert len(tokenizer(word)["input_ids"]) == 2  # <s> and the word
     assert len(weights) == 1
     assert max(losses.values()) - min(losses.values()) < 0.1
+    model, tokenizer = load_folder(ZOO / size)
+    found = evaluate(model, tokenizer, stories, max_tokens=256).nats_per_token
+    card = (ZOO / size / "README.md").read_text()
+    row = next(line for line in card.splitlines() if line.startswith("| stories.txt |"))
+    assert found == pytest.approx(float(row.split("|")[3]), abs=2e-3)
 
 
 @pytest.mark.parametrize("name", SMALL)
