@@ -250,11 +250,30 @@ def measure(
     plain = plain_training(copy.deepcopy(model), training, steps)
     ours = our_training(copy.deepcopy(model), training, steps)
     rows.append(compare(f"{name}: train", batches, plain, ours, rounds))
-    for host, hosted in hosts_of(model).items() if with_hosts else ():
-        ours = our_training(hosted, training, steps)
-        loop = plain_host_training(hosted, training, steps)
-        rows.append(compare(f"{name}: train, {host}; a loop over it", batches, loop, ours, rounds))
-        rows.append(compare(f"{name}: train, {host}; transformers", batches, plain, ours, rounds))
+    if with_hosts:
+        rows += measure_hosts(name, model, batches, training, rounds, steps)
+    return rows
+
+
+def measure_hosts(
+    name: str,
+    model: Any,
+    batches: TokenWindows,
+    config: TrainingConfig,
+    rounds: int,
+    steps: int,
+) -> list[Row]:
+    """A host beside a loop over it, and beside transformers: fused attention, and eager."""
+    rows = []
+    for host, hosted in hosts_of(model).items():
+        ours = our_training(hosted, config, steps)
+        baselines = {"a loop over it": plain_host_training(hosted, config, steps)}
+        for attention in ("sdpa", "eager"):
+            copied = copy.deepcopy(model)
+            copied.set_attn_implementation(attention)
+            baselines[f"transformers, {attention}"] = plain_training(copied, config, steps)
+        for words, baseline in baselines.items():
+            rows.append(compare(f"{name}: train, {host}; {words}", batches, baseline, ours, rounds))
     return rows
 
 
