@@ -24,14 +24,14 @@ from tl_bilinear.checkpoints.bundled import ZOO
 from tl_bilinear.conversion import DistillationConfig, bilinearize
 from tl_bilinear.conversion.card import machine
 from tl_bilinear.conversion.evaluation import Evaluation, evaluate, load_folder, read_stories
+from tl_bilinear.conversion.memory import keep_freed_memory
 from tl_bilinear.conversion.stories import (
     HELD_OUT,
-    N_STORIES,
     SHIPPED_TEXT,
     TEACHER,
-    _keep_freed_memory,
     training_stream,
 )
+from tl_bilinear.conversion.story_stages import N_STORIES, Stage
 from tl_bilinear.optimisation.files import (
     fingerprint_parameters,
     fingerprint_settings,
@@ -174,7 +174,7 @@ def build(
     """
     student_interval([0.0] * len(seeds))
     teacher, tokenizer = load_folder(zoo / TEACHER)
-    data = training_stream(teacher, tokenizer, n_stories, text, work_dir)
+    data = training_stream(teacher, tokenizer, Stage(budget, n_stories), text, work_dir)
     texts = {SHIPPED_TEXT: read_stories(zoo / SHIPPED_TEXT)[:n_evaluated]}
     if text is not None:
         texts[text.name] = read_stories(text)[:HELD_OUT][:n_evaluated]
@@ -261,7 +261,7 @@ def _main(
     threads: Annotated[int, typer.Option(help="CPU threads of torch; 0 leaves the default.")] = 0,
 ) -> None:
     """Compare ways to convert the bundled SwiGLU teacher, without the network."""
-    _keep_freed_memory()
+    keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
     try:
