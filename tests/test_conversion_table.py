@@ -43,7 +43,10 @@ def test_every_way_is_run_with_every_seed_and_resumed(text: Path, tmp_path: Path
     page = conversion_table.page(table)
     for outcome in table.outcomes:
         assert f"| {outcome.way.loss} | {outcome.way.schedule} | {means_of(outcome)} |" in page
-    assert "32 tokens in all" in page
+    words = " ".join(page.split())
+    assert (
+        "32 tokens in all" in words and "The default of `tlb.bilinearize` is KL, linear: " in words
+    )
 
     def again(*arguments, **options):
         raise AssertionError("a finished run was run again")

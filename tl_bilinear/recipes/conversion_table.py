@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated
 
 import torch
@@ -38,7 +39,7 @@ from tl_bilinear.optimisation.files import (
     fingerprint_tokens,
     replace_file,
 )
-from tl_bilinear.recipes.interval import student_interval
+from tl_bilinear.recipes.interval import Interval, student_interval
 from tl_bilinear.recipes.toy_runs import seconds_of
 
 LOSSES = {"KL": (1.0, 0.0), "next token": (0.0, 1.0), "KL + 0.2 next token": (1.0, 0.2)}
@@ -196,7 +197,6 @@ def build(
 def page(table: ConversionTable) -> str:
     """The whole page, in Markdown."""
     c = table.budget
-    tokens = c.n_steps * c.batch_size * c.window
     text = f"{table.n_stories} stories that the teacher wrote"
     if table.text is not None:
         text += f" and {table.text.name} without its first {HELD_OUT} stories"
@@ -205,17 +205,18 @@ def page(table: ConversionTable) -> str:
         f"""\
 Written by `make conversion` (`tl_bilinear/recipes/conversion_table.py`). The bundled teacher,
 `{TEACHER}`, made bilinear by `tlb.bilinearize` in each of these ways: {c.n_steps} steps of
-{c.batch_size} windows of {c.window} tokens, {tokens:,} tokens in all, from a text of
-{table.n_tokens:,} ({text}). All else is equal: AdamW, learning rate {c.learning_rate:g} after
-{c.warmup_steps} steps, cosine to {c.final_learning_rate:g}; annealing takes the first
-{c.anneal_fraction:.0%} of the steps, "abrupt" none. Seeds {", ".join(map(str, table.seeds))} choose
-the windows, the same ones in every way.""",
+{c.batch_size} windows of {c.window} tokens, {c.n_steps * c.batch_size * c.window:,} tokens in all,
+from a text of {table.n_tokens:,} ({text}). All else is equal: AdamW, learning rate
+{c.learning_rate:g} after {c.warmup_steps} steps, cosine to {c.final_learning_rate:g}; annealing
+takes the first {c.anneal_fraction:.0%} of the steps, "abrupt" none. Seeds
+{", ".join(map(str, table.seeds))} choose the windows, the same ones in every way.""",
         "\n".join(_rows(table, SHIPPED_TEXT)),
         f"""\
 Losses on `{SHIPPED_TEXT}`, held out, which the teacher wrote; the teacher itself has
 {_both(table.teacher[SHIPPED_TEXT])}. "±" is half of Student's 95 % interval over
 {len(table.seeds)} seeds; "behind the best" has that of the differences, seed by seed, each for
 itself: nothing is added for comparing so many ways. Seconds are wall time on a shared machine.""",
+        _verdict(table),
     ]
     if table.text is not None:
         parts += [
@@ -223,7 +224,33 @@ itself: nothing is added for comparing so many ways. Seconds are wall time on a 
             "\n".join(_rows(table, table.text.name)),
             f"The teacher itself has {_both(table.teacher[table.text.name])}.",
         ]
-    return "\n\n".join([*parts, f"{machine()}."]) + "\n"
+    # Paragraphs are filled; a table's lines stay as they are.
+    filled = [part if part.startswith(("|", "#")) else fill(part, 100) for part in parts]
+    return "\n\n".join([*filled, f"{machine()}."]) + "\n"
+
+
+def _verdict(table: ConversionTable) -> str:
+    """How far the default of `tlb.bilinearize` is behind the best, on the first text."""
+    default = next(
+        outcome
+        for outcome in table.outcomes
+        if outcome.way.config(DistillationConfig(), 0) == DistillationConfig()
+    )
+    words = f"The default of `tlb.bilinearize` is {default.way.loss}, {default.way.schedule}"
+    if default.way == table.best:
+        return f"{words}: the best here."
+    behind = _behind(default, table.outcomes[0], SHIPPED_TEXT)
+    verdict = (
+        f"no difference that {len(table.seeds)} seeds show"
+        if behind.mean <= behind.half
+        else "worse"
+    )
+    return f"{words}: {behind} nats behind the best, {verdict}."
+
+
+def _behind(outcome: Outcome, best: Outcome, text: str) -> Interval:
+    pairs = zip(outcome.nats(text), best.nats(text), strict=True)
+    return student_interval([ours - theirs for ours, theirs in pairs])
 
 
 def _rows(table: ConversionTable, text: str) -> Iterator[str]:
@@ -231,13 +258,12 @@ def _rows(table: ConversionTable, text: str) -> Iterator[str]:
     yield "|---|---|---:|---:|---:|---:|"
     best = table.outcomes[0]
     for outcome in table.outcomes:
-        behind = [a - b for a, b in zip(outcome.nats(text), best.nats(text), strict=True)]
         cells = [
             outcome.way.loss,
             outcome.way.schedule,
             student_interval(outcome.nats(text)),
             student_interval([each.bits_per_byte for each in outcome.losses[text]]),
-            "-" if outcome is best else student_interval(behind),
+            "-" if outcome is best else _behind(outcome, best, text),
             f"{sum(outcome.seconds) / len(outcome.seconds):.0f}",
         ]
         yield f"| {' | '.join(map(str, cells))} |"
