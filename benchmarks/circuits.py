@@ -115,7 +115,7 @@ def page(rows: dict[str, tuple]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("cases", nargs="*", choices=[*CASES, []], default=list(CASES))
+    parser.add_argument("cases", nargs="*", default=list(CASES), help=", ".join(CASES))
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     found = page({name: measure(name) for name in arguments.cases or CASES})
