@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from tl_bilinear.tensor import BilinearTensor as BilinearTensor
     from tl_bilinear.training import TrainingConfig as TrainingConfig
     from tl_bilinear.training import train as train
+    from tl_bilinear.unlearning import Question as Question
 
 __version__ = version("tl_bilinear")
 
@@ -127,6 +128,7 @@ _ROOMS = {
     "SourcePairs": "circuits",
     "score_pairs": "circuits",
     "ScorePairs": "circuits",
+    "Question": "unlearning",
 }
 
 _FOLDERS = (
@@ -142,6 +144,7 @@ _FOLDERS = (
     "sweeps",
     "toys",
     "training",
+    "unlearning",
     "views",
 )
 
@@ -204,6 +207,7 @@ __all__ = [
     "SourcePairs",
     "score_pairs",
     "ScorePairs",
+    "Question",
 ]
 
 
