@@ -66,7 +66,13 @@ if TYPE_CHECKING:
     from tl_bilinear.tensor import BilinearTensor as BilinearTensor
     from tl_bilinear.training import TrainingConfig as TrainingConfig
     from tl_bilinear.training import train as train
+    from tl_bilinear.unlearning import Edit as Edit
     from tl_bilinear.unlearning import Question as Question
+    from tl_bilinear.unlearning import editable as editable
+    from tl_bilinear.unlearning import find_modes as find_modes
+    from tl_bilinear.unlearning import fit_edit as fit_edit
+    from tl_bilinear.unlearning import output_modes as output_modes
+    from tl_bilinear.unlearning import repair_ as repair_
 
 __version__ = version("tl_bilinear")
 
@@ -129,6 +135,12 @@ _ROOMS = {
     "score_pairs": "circuits",
     "ScorePairs": "circuits",
     "Question": "unlearning",
+    "editable": "unlearning",
+    "find_modes": "unlearning",
+    "output_modes": "unlearning",
+    "fit_edit": "unlearning",
+    "Edit": "unlearning",
+    "repair_": "unlearning",
 }
 
 _FOLDERS = (
@@ -208,6 +220,12 @@ __all__ = [
     "score_pairs",
     "ScorePairs",
     "Question",
+    "editable",
+    "find_modes",
+    "output_modes",
+    "fit_edit",
+    "Edit",
+    "repair_",
 ]
 
 

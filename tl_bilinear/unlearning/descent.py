@@ -10,7 +10,7 @@ taken only where this sum falls and the measured KL stays within its limit (Leve
 with a trust region; the dual is `least_change`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -22,7 +22,7 @@ from tl_bilinear.unlearning.demands import Demands
 from tl_bilinear.unlearning.layer_basis import WhitenedBasis, WhitenedGradients
 from tl_bilinear.unlearning.least_change import least_change
 from tl_bilinear.unlearning.site_gradients import Change, adding, log_odds_gradients
-from tl_bilinear.unlearning.text_metric import Batch, text_kl
+from tl_bilinear.unlearning.text_metric import TextKL
 
 Coordinates = dict[int, Tensor]
 
@@ -59,7 +59,7 @@ class Fit:
 
     host: AbstractHost
     demands: Demands
-    batches: Sequence[Batch]
+    kl: TextKL
     kl_limit: float
     progress: Callable[[FitStep], None] | None = None
     softness: float | None = None
@@ -87,7 +87,7 @@ class Fit:
             retain_known=retain_known,
             forget_shortfall=float(short[mine].max()),
             retain_shortfall=float(short[~mine].max()),
-            kl=text_kl(self.host, self.batches, changes),
+            kl=self.kl(changes),
             cost=cost,
             objective=cost + missed,
             damping=damping,

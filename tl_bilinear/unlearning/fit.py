@@ -30,7 +30,7 @@ from tl_bilinear.unlearning.levels import never_learnt_odds
 from tl_bilinear.unlearning.low_rank import Factors, to_rank
 from tl_bilinear.unlearning.moments import answer_moments
 from tl_bilinear.unlearning.question import Question
-from tl_bilinear.unlearning.text_metric import text_moments, token_rows
+from tl_bilinear.unlearning.text_metric import TextKL, text_moments, token_rows
 
 RANK = 8
 N_TEXTS = 60
@@ -99,7 +99,7 @@ def fit_edit(
     asked = in_contexts(forget, texts, contexts, seed), retain
     level = never_learnt_odds(host, asked[0], seed=seed) if target is None else target
     demands = make_demands(host, *asked, level, floor=floor, clearance=clearance)
-    fit = Fit(host, demands, batches, kl_limit, progress=progress)
+    fit = Fit(host, demands, TextKL(host, batches), kl_limit, progress)
     whitened = plan.whitened(asked, batches)
     x: Coordinates = {
         layer: torch.zeros(each.basis.shape, dtype=torch.float64, device=host.device)

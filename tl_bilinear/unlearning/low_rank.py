@@ -29,7 +29,7 @@ def to_rank(
     """Factors of at most `rank` terms per layer, and how they do."""
     factors = {layer: _cut(bases[layer], x[layer], rank) for layer in bases}
     best: tuple[Factors, FitStep] | None = None
-    for turn in range(turns):
+    for _ in range(turns):
         for side in (0, 1):
             held = {layer: _hold(bases[layer], factors[layer], side) for layer in bases}
             whitened = {layer: each.whitened for layer, each in held.items()}
@@ -39,8 +39,8 @@ def to_rank(
             factors = {layer: held[layer].factors(moved[layer]) for layer in bases}
             if best is None or step.objective < best[1].objective:
                 best = factors, step
-            if is_met(step) and turn:
-                return best
+            if is_met(step):
+                return factors, step
     assert best is not None
     return best
 
