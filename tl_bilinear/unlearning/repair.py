@@ -97,9 +97,10 @@ def repair_(
     """Fine-tune an edited model in place towards its anchor, by Adam on all its parameters.
 
     The loss is KL(anchor || model) per token of a batch of texts, plus `retained` times the KL at
-    the retained answers, plus `pin` times the mean square of logits by which forgotten answers
-    miss their levels. The learning rate falls as a cosine. The model stays as it was where the KL
-    has not fallen, or more of the forgotten answers are known, or fewer of the retained ones.
+    the retained answers, plus `pin` times the squared logits, per forgotten answer, by which these
+    miss their levels (either way) and any other demand is missed. The learning rate falls as a
+    cosine. The model stays as it was where the KL has not fallen, or more of the forgotten answers
+    are known, or fewer of the retained ones.
 
     Cost: per step one forward and backward pass of a batch of texts and of all the rows.
 
@@ -149,8 +150,11 @@ def _loss(host: AbstractHost, anchor: Anchor, at: int, pin: float, retained: flo
     logits = site_logits(host, anchor.demands.rows)
     mine = anchor.demands.forget[anchor.demands.rows.site_row].to(logits.device)
     kept = _kl(anchor.retained, logits[~mine].log_softmax(-1)).mean()
-    missed = _missed(anchor.demands, logits)
-    return text[mask.to(text.device)].mean() + retained * kept + pin * missed.square().mean()
+    short = anchor.demands.shortfall(logits)
+    pinned = anchor.demands.pinned.to(short.device)
+    missed = short[pinned].square().sum() + short[~pinned].relu().square().sum()
+    demanded = pin * missed / pinned.sum()
+    return text[mask.to(text.device)].mean() + retained * kept + demanded
 
 
 def _missed(demands: Demands, logits: Tensor) -> Tensor:
