@@ -22,11 +22,15 @@ def model(request):
     return knowing(request.param)
 
 
-FEW = {"texts": TEXTS[:8], "contexts": 0, "max_steps": 6}
+FEW = {"texts": TEXTS[:8], "contexts": 0, "max_steps": 6, "clearance": 0.5}
 
 
 @pytest.fixture(scope="module")
 def sets(model):
+    return split(model)
+
+
+def split(model) -> tuple[list[Question], list[Question]]:
     questions = known_questions(model, 12)
     return questions[:3], questions[3:]
 
@@ -79,9 +83,9 @@ def test_amplitudes_of_eigenmodes_are_fitted(model, sets):
 
 
 @pytest.mark.parametrize("moments", ["activations", "gradients"])
-def test_output_modes_by_hook_and_in_the_weights(moments, sets):
+def test_output_modes_by_hook_and_in_the_weights(moments):
     own = knowing(hosts()[0])
-    forget, retain = sets
+    forget, retain = split(own)
     found = output_modes(own, forget, retain, k=2, moments=moments)
     assert found.n_modes == 4 and set(found.overlaps) == {0, 1}
     one = found.truncate(1)
@@ -128,10 +132,10 @@ def test_the_verdict(model, sets, unchecked):
     assert good.layers[0].overlap <= 1 and same.ok
 
 
-def test_repair_lowers_the_kl_and_keeps_the_pin(sets):
+def test_repair_lowers_the_kl_and_keeps_the_pin():
     own = knowing(hosts()[0])
-    forget, retain = sets
-    anchor = take_anchor(own, forget, retain, TEXTS[:8], contexts=0)
+    forget, retain = split(own)
+    anchor = take_anchor(own, forget, retain, TEXTS[:8], contexts=0, clearance=0.5)
     edit = fit_edit(own, forget, retain, rank=4, floor=0.0, **FEW)
     edit.apply_(own)
     done = repair_(own, anchor, steps=15, learning_rate=1e-3)
@@ -139,10 +143,10 @@ def test_repair_lowers_the_kl_and_keeps_the_pin(sets):
     assert accuracy(own, forget) == 0 and len(done.losses) == 15
 
 
-def test_a_repair_that_is_interrupted_or_does_harm_leaves_the_model(sets, monkeypatch):
+def test_a_repair_that_is_interrupted_or_does_harm_leaves_the_model(monkeypatch):
     own = knowing(hosts()[0])
-    forget, retain = sets
-    anchor = take_anchor(own, forget, retain, TEXTS[:8], contexts=0)
+    forget, retain = split(own)
+    anchor = take_anchor(own, forget, retain, TEXTS[:8], contexts=0, clearance=0.5)
     before = [p.detach().clone() for p in own.parameters()]
 
     def same() -> bool:

@@ -191,7 +191,14 @@ def test_the_least_change_is_optimal(seed, n_sites, n_parameters):
 def fitted(model, **options) -> tuple[list[Question], list[Question], Edit]:
     questions = known_questions(model, 14)
     forget, retain = questions[:3], questions[3:]
-    options = {"texts": TEXTS[:8], "contexts": 0, "rank": 4, "floor": 0.0, **options}
+    options = {
+        "texts": TEXTS[:8],
+        "contexts": 0,
+        "rank": 4,
+        "floor": 0.0,
+        "clearance": 0.5,
+        **options,
+    }
     return forget, retain, fit_edit(model, forget, retain, **options)
 
 

@@ -63,6 +63,8 @@ class Fit:
     kl_limit: float
     progress: Callable[[FitStep], None] | None = None
     softness: float | None = None
+    damping: float = 0.0
+    """Where the next step begins: a little below what the last one needed."""
     history: list[FitStep] = field(default_factory=list)
 
     def changes(self, bases: Mapping[int, WhitenedBasis], x: Mapping[int, Tensor]) -> list[Change]:
@@ -98,13 +100,12 @@ class Fit:
         self, bases: Mapping[int, WhitenedBasis], x: Coordinates, stage: str, max_steps: int
     ) -> tuple[Coordinates, FitStep]:
         """Steps until the demands are met and the cost no longer falls, or nothing helps."""
-        start = 0.0
         at: FitStep | None = None
         for _ in range(max_steps):
             system = self._linearise(bases, x)
             if at is None:
-                at, _ = self.measure(bases, x, stage, start)
-            for damping in _dampings(start):
+                at, _ = self.measure(bases, x, stage, self.damping)
+            for damping in _dampings(self.damping):
                 moved = system.step(x, damping)
                 step, _ = self.measure(bases, moved, stage, damping)
                 better = step.objective < at.objective and step.kl <= max(self.kl_limit, at.kl)
@@ -114,7 +115,7 @@ class Fit:
             else:
                 return x, at
             small = step.objective > 0.98 * at.objective
-            x, at, start = moved, step, damping / 4
+            x, at, self.damping = moved, step, damping / 4
             if is_met(at) and small:
                 break
         assert at is not None

@@ -17,7 +17,7 @@ from torch import Tensor
 from tl_bilinear.hosts import AbstractHost, get_host
 from tl_bilinear.unlearning.answer_rows import site_logits
 from tl_bilinear.unlearning.contexts import in_contexts
-from tl_bilinear.unlearning.demands import Demands, make_demands
+from tl_bilinear.unlearning.demands import CLEARANCE, Demands, make_demands
 from tl_bilinear.unlearning.forget_set import require_forgettable
 from tl_bilinear.unlearning.levels import never_learnt_odds
 from tl_bilinear.unlearning.question import Question
@@ -62,6 +62,7 @@ def take_anchor(
     texts: Sequence[str],
     *,
     target: float | Float[Tensor, " site"] | None = None,
+    clearance: float = CLEARANCE,
     contexts: int = 2,
     seed: int = 0,
 ) -> Anchor:
@@ -75,7 +76,7 @@ def take_anchor(
     forget, retain = require_forgettable(host, forget, retain)
     asked = in_contexts(forget, texts, contexts, seed), retain
     level = never_learnt_odds(host, asked[0], seed=seed) if target is None else target
-    demands = make_demands(host, *asked, level, floor=2.0, clearance=0.5)
+    demands = make_demands(host, *asked, level, floor=2.0, clearance=clearance)
     batches = tuple(token_rows(host, texts, tokens=TOKENS))
     with torch.no_grad():
         said = tuple(host.model(tokens.to(host.device)).log_softmax(-1) for tokens, _ in batches)
