@@ -117,10 +117,10 @@ SMALL = [size + twin for size in ("stories-1l", "stories-2l") for twin in TWINS]
 
 @pytest.mark.parametrize("size", ["stories-1l", "stories-2l"])
 def test_small_stories_are_as_good_as_their_cards_say(size):
+    from tl_bilinear.checkpoints.bundled import beginning
     from tl_bilinear.conversion.evaluation import evaluate, load_folder, read_stories
-    from tl_bilinear.recipes.small_stories import beginning
 
-    stories = [beginning(story) for story in read_stories(ZOO / "stories.txt")]
+    stories = [beginning(story, 800) for story in read_stories(ZOO / "stories.txt")]
     losses, weights = {}, set()
     for twin in TWINS:
         model, tokenizer = load_folder(ZOO / (size + twin))
