@@ -215,6 +215,8 @@ def build(
         held_out=held_out,
         n_held_out=HELD_OUT,
         sample=greedy_text(student, tokenizer),
+        d_mlp=student.config.intermediate_size,
+        n_weights=sum(each.numel() for each in student.parameters()),
     )
     save_student(student, card_text(card), zoo / TEACHER, zoo / STUDENT)
     return losses
