@@ -112,7 +112,7 @@ def make_ground(
 
 
 def _target_label(readouts: Sequence) -> str:
-    return " + ".join(readout.label for readout in readouts)
+    return " + ".join(readout.label for readout in readouts).replace("+ − ", "− ")
 
 
 def _labels(host: AbstractHost, tokens: Sequence[Tensor]) -> tuple[tuple[str, int], ...]:
