@@ -192,7 +192,7 @@ def test_bundled_models_on_real_stories():
     assert teacher.n_tokens == 58510
     assert teacher.nats_per_token == pytest.approx(1.4629, abs=1e-3)
     model, tokenizer = load_folder(ZOO / "stories-5l")
-    assert evaluate(model, tokenizer, stories).nats_per_token <= 1.505
+    assert evaluate(model, tokenizer, stories).nats_per_token <= teacher.nats_per_token + 0.02
 
 
 def test_recipe_runs_from_end_to_end_and_resumes(tmp_path, monkeypatch):
