@@ -97,7 +97,8 @@ def measure(host: str, batch: int, pos: int, rounds: int) -> Row:
         with tlb.ablate(model, modes):
             return cpu_seconds(run, 1)
 
-    plain(), entered()
+    plain()
+    entered()
     rows = [
         (cpu_seconds(plain, 1), inside(plain), cpu_seconds(entered, 1), cpu_seconds(plain, 1))
         for _ in range(rounds)
