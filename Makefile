@@ -60,7 +60,7 @@ format: .venv/.lint ## let ruff format and mend
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
-models: toys stories ## train stories-5l again (about two hours), on TEXT and the teacher's stories, and all others
+models: toys stories ## train stories-5l again (three and a half hours), on TEXT and the teacher's stories, and all others
 	.venv/bin/python -m tl_bilinear.conversion.stories --work-dir .cache/models $(if $(TEXT),--text "$(TEXT)")
 
 stories: .venv/.package ## train stories-1l, stories-2l and their twins again (an hour and a half), on TEXT as well
@@ -90,6 +90,7 @@ bench: .venv/.bench ## run the benchmarks, and write their tables
 	.venv/bin/python benchmarks/run.py
 	.venv/bin/python benchmarks/boot.py
 	.venv/bin/python benchmarks/decompositions.py --output benchmarks/decompositions.md
+	.venv/bin/python benchmarks/ablation.py --output benchmarks/ablation.md
 	.venv/bin/python benchmarks/training.py
 
 circuits: .venv/.bench ## what tracing costs, and which basis makes small circuits (20 minutes; goes on after a kill)
