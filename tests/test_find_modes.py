@@ -22,6 +22,7 @@ def model(request):
     return knowing(request.param)
 
 
+TOKENS = torch.tensor([[1, 4, 9, 16, 25]])
 FEW = {"texts": TEXTS[:8], "contexts": 0, "max_steps": 6, "clearance": 0.5}
 
 
@@ -77,7 +78,10 @@ def test_amplitudes_of_eigenmodes_are_fitted(model, sets):
     edit = fit_edit(model, forget[:1], retain, "eigenmodes", modes=modes, floor=-1.0, **FEW)
     with edit.applied(model):
         assert accuracy(model, forget[:1]) == 0
-    assert edit.n_modes <= 24
+        expected = model(TOKENS).detach()
+    assert edit.n_modes <= 24 and len(edit.modes) == edit.n_modes
+    with tlb.ablate(model, edit.modes), torch.no_grad():
+        torch.testing.assert_close(model(TOKENS), expected, rtol=1e-9, atol=1e-9)
     with pytest.raises(ValueError, match="neurons"):
         edit.apply_(model)
 

@@ -19,6 +19,7 @@ from tl_bilinear.unlearning.bases import (
     down_projections,
     eigenmode_amplitudes,
     hidden_units,
+    with_amplitudes,
 )
 from tl_bilinear.unlearning.contexts import in_contexts
 from tl_bilinear.unlearning.demands import CLEARANCE, make_demands
@@ -123,6 +124,9 @@ def fit_edit(
         history=tuple(fit.history),
         seconds=time.perf_counter() - begun,
         provenance=provenance(host, (), "none"),
+        modes=with_amplitudes(modes, {layer: w.theta(x[layer]) for layer, w in whitened.items()})
+        if basis == "eigenmodes"
+        else (),
     )
 
 
