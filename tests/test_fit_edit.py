@@ -256,6 +256,31 @@ def test_an_edit_forgets_and_keeps(model, basis):
             host.mlp_weights(layer).tensor.out.copy_(weight)
 
 
+def test_an_interrupted_fit_leaves_the_model(model):
+    host = tlb.get_host(model)
+    tokens = host.to_tokens("w1 w2 w3")[None]
+    with torch.no_grad():
+        before = model(tokens)
+
+    def stop(step) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fitted(model, progress=stop)
+    with torch.no_grad():
+        assert torch.equal(model(tokens), before)
+
+
+def test_a_saved_edit_is_the_edited_model(tmp_path):
+    model = knowing(hosts()[0], dtype=torch.float32)
+    _, _, edit = fitted(model)
+    tokens = tlb.get_host(model).to_tokens("w1 w2 w3")[None]
+    edit.apply_(model)
+    again = tlb.load(tlb.save_pretrained(model, tmp_path / "edited"))
+    with torch.no_grad():
+        assert torch.equal(again(tokens), model(tokens))
+
+
 def test_the_level_is_that_of_wrong_answers(model):
     host = tlb.get_host(model)
     question = Question("w1 w2", " w3", wrong=(" w4", " w5"))
