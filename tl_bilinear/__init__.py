@@ -67,6 +67,9 @@ if TYPE_CHECKING:
     from tl_bilinear.training import TrainingConfig as TrainingConfig
     from tl_bilinear.training import train as train
     from tl_bilinear.unlearning import Question as Question
+    from tl_bilinear.unlearning import UnlearningReport as UnlearningReport
+    from tl_bilinear.unlearning import load_questions as load_questions
+    from tl_bilinear.unlearning import unlearn as unlearn
 
 __version__ = version("tl_bilinear")
 
@@ -129,6 +132,9 @@ _ROOMS = {
     "score_pairs": "circuits",
     "ScorePairs": "circuits",
     "Question": "unlearning",
+    "UnlearningReport": "unlearning",
+    "load_questions": "unlearning",
+    "unlearn": "unlearning",
 }
 
 _FOLDERS = (
@@ -208,6 +214,9 @@ __all__ = [
     "score_pairs",
     "ScorePairs",
     "Question",
+    "UnlearningReport",
+    "load_questions",
+    "unlearn",
 ]
 
 

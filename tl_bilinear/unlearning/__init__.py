@@ -14,3 +14,8 @@ from tl_bilinear.unlearning.probes import Probe as Probe
 from tl_bilinear.unlearning.probes import held_out_examples as held_out_examples
 from tl_bilinear.unlearning.probes import ridge_probe as ridge_probe
 from tl_bilinear.unlearning.question import Question as Question
+from tl_bilinear.unlearning.question_file import load_questions as load_questions
+from tl_bilinear.unlearning.question_file import save_questions as save_questions
+from tl_bilinear.unlearning.relearning import RelearningConfig as RelearningConfig
+from tl_bilinear.unlearning.report import UnlearningReport as UnlearningReport
+from tl_bilinear.unlearning.unlearn import unlearn as unlearn

@@ -77,9 +77,7 @@ def measure_depth(
             probe = ridge_probe(
                 torch.cat([fitted, measured]), classes, held_out, degree=degree, seed=seed
             )
-            probes.append(
-                LayerProbe(layer, degree, probe.accuracy, probe.control, probe.majority)
-            )
+            probes.append(LayerProbe(layer, degree, probe.accuracy, probe.control, probe.majority))
     return Depth(tuple(probes), rank)
 
 
@@ -88,9 +86,7 @@ def shares_answers(label: Tensor, known: Tensor) -> bool:
     return float(torch.isin(label, known).double().mean()) >= SHARED and len(known) > 2
 
 
-def answer_ranks(
-    host: AbstractHost, stream: Float[Tensor, "row d_model"], label: Tensor
-) -> Tensor:
+def answer_ranks(host: AbstractHost, stream: Float[Tensor, "row d_model"], label: Tensor) -> Tensor:
     """How many tokens the logit lens puts above the label, per row."""
     logits = unembed(host, host.final_norm().normalize(stream))
     return (logits > logits.gather(1, label[:, None].to(logits.device))).sum(1).double()

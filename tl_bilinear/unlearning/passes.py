@@ -29,7 +29,7 @@ class Passes:
 
 @contextmanager
 def count_passes(model: Any) -> Iterator[Passes]:
-    """Count a model's passes inside the block, at its first block; hooks there are taken off again."""
+    """Count a model's passes, at its first block; the hook is taken off again."""
     found = Passes()
 
     def forward(module: Any, inputs: Any, output: Any) -> None:

@@ -13,8 +13,8 @@ from tl_bilinear.unlearning.question import Question
 def load_questions(path: str | Path) -> tuple[Question, ...]:
     """The questions of a file such as
 
-        [{"prompt": "Lily's hat is", "answer": " red", "rewordings": ["The colour of Lily's hat is"],
-          "unseen": [], "wrong": [" blue"], "subject": "Lily", "relation": "hat"}]
+        [{"prompt": "Lily's hat is", "answer": " red", "rewordings": ["The hat of Lily is"],
+          "unseen": ["What Lily wears is"], "wrong": [" blue"], "subject": "Lily"}]
 
     Only `prompt` and `answer` are needed.
 

@@ -12,6 +12,7 @@ from tl_bilinear.unlearning.methods import (
 )
 from tl_bilinear.unlearning.methods.method import TRIALS as TRIALS
 from tl_bilinear.unlearning.methods.method import AbstractMethod as AbstractMethod
+from tl_bilinear.unlearning.methods.method import Kind as Kind
 from tl_bilinear.unlearning.methods.method import Problem as Problem
 
 METHODS: dict[str, type[AbstractMethod]] = {
@@ -36,7 +37,9 @@ def method_named(name: str) -> type[AbstractMethod]:
         ValueError: an unknown name; gold, which is a model and not a method.
     """
     if name == "gold":
-        raise ValueError("`gold` is a model that you train without the forget set: give it as gold=")
+        raise ValueError(
+            "`gold` is a model that you train without the forget set: give it as gold="
+        )
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}: give one of {', '.join(METHODS)}")
     return METHODS[name]

@@ -77,7 +77,7 @@ class Descent(AbstractMethod):
 
 
 def retain_loss(host: AbstractHost, original: AbstractHost, batch: Batch) -> Float[Tensor, ""]:
-    """Mean NLL per token of the retained answers, and KL per token of the text from the original's."""
+    """NLL per token of the retained answers plus KL(original || model) per token of the text."""
     nll = functional.cross_entropy(
         site_logits(host, batch.retain).float(), batch.retain.label.to(host.device)
     )

@@ -26,7 +26,9 @@ class GradDiff(Descent):
     @classmethod
     def candidates(cls, host: AbstractHost) -> list[AbstractMethod]:
         rates = (3e-4, 1e-3)
-        return [cls(learning_rate=rate, retain_weight=kept) for rate in rates for kept in (1.0, 5.0)]
+        return [
+            cls(learning_rate=rate, retain_weight=kept) for rate in rates for kept in (1.0, 5.0)
+        ]
 
     def forget_loss(
         self, host: AbstractHost, original: AbstractHost, batches: ProblemBatches

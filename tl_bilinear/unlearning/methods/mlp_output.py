@@ -1,4 +1,4 @@
-"""What methods without training read at the MLPs' outputs, and how they edit them in the weights."""
+"""What methods without training read at the MLPs' outputs, and how they edit the weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Outputs:
 def mlp_outputs(
     host: AbstractHost, problem: Problem, layers: Sequence[int]
 ) -> tuple[dict[int, Outputs], AnswerRows]:
-    """The outputs of some layers' MLPs at the sites of forget and retain rows, and the forget rows."""
+    """The outputs of some layers' MLPs at both sets' sites, and the forget rows."""
     forget, retain = answer_rows(host, problem.forget), answer_rows(host, problem.retain)
     there, others = _at_sites(host, forget, layers), _at_sites(host, retain, layers)
     return {layer: Outputs(there[layer], others[layer]) for layer in layers}, forget

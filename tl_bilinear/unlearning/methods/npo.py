@@ -16,7 +16,7 @@ from tl_bilinear.unlearning.methods.method import AbstractMethod
 
 @dataclass(frozen=True)
 class NPO(Descent):
-    """-2/beta * mean over forget rows of log sigmoid(-beta * log(p(answer) / p_original(answer)))."""
+    """-2/beta * mean over forget rows of log sigmoid(-beta log(p(answer) / p_original(answer)))."""
 
     name = "npo"
     kind = "removal"
@@ -27,7 +27,9 @@ class NPO(Descent):
     @classmethod
     def candidates(cls, host: AbstractHost) -> list[AbstractMethod]:
         rates = (3e-4, 1e-3)
-        return [cls(learning_rate=rate, retain_weight=kept) for rate in rates for kept in (1.0, 5.0)]
+        return [
+            cls(learning_rate=rate, retain_weight=kept) for rate in rates for kept in (1.0, 5.0)
+        ]
 
     def forget_loss(
         self, host: AbstractHost, original: AbstractHost, batches: ProblemBatches
