@@ -63,20 +63,26 @@ def taught(host: str, without_forget: bool = False, **options: Any) -> Any:
     return model
 
 
-def teach_(model: Any, without_forget: bool = False, steps: int = 150) -> None:
+def teach_(model: Any, without_forget: bool = False, steps: int = 60) -> None:
     import tl_bilinear as tlb
-    from tl_bilinear.unlearning import answer_rows, site_logits
+    from tl_bilinear.unlearning import answer_rows
 
     forget, retain = facts()
     rows = answer_rows(model, retain if without_forget else forget + retain, wordings="all")
-    text = torch.stack([tlb.get_host(model).to_tokens(line) for line in texts()])
+    text = torch.stack([tlb.get_host(model).to_tokens(line) for line in texts(8)])
+    # One batch: the facts' rows, padded to the texts' length behind their answers, and the texts.
+    padded = torch.nn.functional.pad(rows.tokens, (0, text.shape[1] - rows.tokens.shape[1]))
+    tokens = torch.cat([padded, text])
 
     def loss(model: Any, step: Any) -> torch.Tensor:
-        of_facts = torch.nn.functional.cross_entropy(site_logits(model, rows), rows.label)
-        logits = model(text[step::3])
-        return of_facts + torch.nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1), text[step::3, 1:].flatten()
+        logits = model(tokens)
+        of_facts = torch.nn.functional.cross_entropy(
+            logits[rows.site_row, rows.site_pos], rows.label
         )
+        said = logits[rows.n_rows :, :-1].flatten(0, 1)
+        return of_facts + torch.nn.functional.cross_entropy(said, text[:, 1:].flatten())
 
-    config = tlb.TrainingConfig(n_steps=steps, learning_rate=1e-2, weight_decay=0.0)
-    tlb.train(model, lambda step: step % 3, config, loss=loss, progress=False)
+    config = tlb.TrainingConfig(
+        n_steps=steps, learning_rate=2e-2, warmup_steps=5, weight_decay=0.0
+    )
+    tlb.train(model, lambda step: step, config, loss=loss, progress=False)

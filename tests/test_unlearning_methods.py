@@ -26,7 +26,7 @@ from tl_bilinear.unlearning.rounding import round_weights_
 from tl_bilinear.unlearning.tuning import run_trial, tune
 
 FORGET, RETAIN = facts()
-STEPS = 40
+STEPS = 24
 
 
 @pytest.fixture(scope="module", params=hosts())
@@ -55,10 +55,10 @@ def test_the_model_was_taught(model):
 @pytest.mark.parametrize(
     "method",
     [
-        Hinge(learning_rate=5e-3, steps=STEPS, depth=2.0),
-        GradDiff(learning_rate=3e-3, steps=STEPS),
-        NPO(learning_rate=5e-3, steps=STEPS, beta=0.5),
-        RMU(learning_rate=1e-2, steps=STEPS, layer=0, steering=6.0, retain_weight=3.0),
+        Hinge(learning_rate=1e-2, steps=STEPS, depth=2.0),
+        GradDiff(learning_rate=1e-2, steps=STEPS, forget_weight=3.0),
+        NPO(learning_rate=1e-2, steps=STEPS, beta=0.3),
+        RMU(learning_rate=3e-2, steps=STEPS, layer=1, steering=6.0, retain_weight=3.0),
     ],
     ids=lambda method: method.name,
 )
@@ -76,7 +76,7 @@ def test_gradient_methods_forget_and_keep(model, method):
 
 
 def test_without_a_forget_term_nothing_is_forgotten(model):
-    control = GradDiff(learning_rate=3e-3, steps=STEPS // 2, forget_weight=0.0)
+    control = GradDiff(learning_rate=1e-2, steps=STEPS // 2, forget_weight=0.0)
     assert accuracy(edited(model, control), FORGET) == 1.0
     assert accuracy(edited(model, METHODS["none"]()), FORGET) == 1.0
 
@@ -169,7 +169,7 @@ def test_passes_are_counted(model):
 
 
 def test_a_failed_trial_is_recorded(model):
-    trial = run_trial(RMU(layer=0, learning_rate=float("1e30"), steps=3), model, problem(model))
+    trial = run_trial(Hinge(steps=0), model, problem(model))
     assert trial.error and trial.score == float("inf") and trial.kl is None
     best, trials = tune(DifferenceOfMeans, model, problem(model))
     assert len(trials) >= 3 and not any(t.error for t in trials)
