@@ -140,6 +140,15 @@ def site_margins(
     return logits.gather(1, label[:, None])[:, 0] - others.max(1).values
 
 
+def site_log_odds(
+    logits: Float[Tensor, "site d_vocab"], label: Int[Tensor, " site"]
+) -> Float[Tensor, " site"]:
+    """log p / (1 - p) of the label: logit(label) - logsumexp of the others, smooth everywhere."""
+    label = label.to(logits.device)
+    others = logits.scatter(1, label[:, None], -torch.inf)
+    return logits.gather(1, label[:, None])[:, 0] - others.logsumexp(1)
+
+
 def known_rows(logits: Float[Tensor, "site d_vocab"], rows: AnswerRows) -> Bool[Tensor, " row"]:
     """Whether every token of a row's answer is the argmax at its site."""
     wrong = (logits.argmax(1).cpu() != rows.label).long()
