@@ -82,7 +82,5 @@ def teach_(model: Any, without_forget: bool = False, steps: int = 60) -> None:
         said = logits[rows.n_rows :, :-1].flatten(0, 1)
         return of_facts + torch.nn.functional.cross_entropy(said, text[:, 1:].flatten())
 
-    config = tlb.TrainingConfig(
-        n_steps=steps, learning_rate=2e-2, warmup_steps=5, weight_decay=0.0
-    )
+    config = tlb.TrainingConfig(n_steps=steps, learning_rate=2e-2, warmup_steps=5, weight_decay=0.0)
     tlb.train(model, lambda step: step, config, loss=loss, progress=False)

@@ -34,8 +34,12 @@ def from_plain(kind: type[Record], data: Any) -> Record:
 
 
 def _read(kind: Any, data: Any, where: str) -> Any:
-    if is_dataclass(kind) and isinstance(kind, type):
+    if is_dataclass(kind):
         return _record(kind, data, where)
+    return _read_value(kind, data, where)
+
+
+def _read_value(kind: Any, data: Any, where: str) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is types.UnionType:
         if data is None and type(None) in arguments:
@@ -50,7 +54,8 @@ def _read(kind: Any, data: Any, where: str) -> Any:
             kinds = list(arguments)
         if len(kinds) != len(data):
             raise ValueError(f"{where} must have {len(kinds)} entries, got {len(data)}")
-        return tuple(_read(k, d, f"{where}[{i}]") for i, (k, d) in enumerate(zip(kinds, data)))  # noqa: B905 (of one length)
+        pairs = enumerate(zip(kinds, data, strict=True))
+        return tuple(_read(each, item, f"{where}[{i}]") for i, (each, item) in pairs)
     if origin is Literal:
         if data not in arguments:
             raise ValueError(f"{where} must be one of {arguments}, got {data!r}")

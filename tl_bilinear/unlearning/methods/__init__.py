@@ -2,6 +2,7 @@
 
 from tl_bilinear.unlearning.methods import (
     difference_of_means,
+    fitted,
     grad_diff,
     hinge,
     leace,
@@ -19,6 +20,7 @@ METHODS: dict[str, type[AbstractMethod]] = {
     module.METHOD.name: module.METHOD
     for module in (
         unedited,
+        fitted,
         hinge,
         grad_diff,
         npo,
