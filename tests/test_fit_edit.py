@@ -1,5 +1,7 @@
 """The solver in float64: its Jacobian and kernel against dense twins, and what an edit does."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -283,7 +285,14 @@ def test_demands_leave_spelling_alone(model):
     one, two = known_questions(model, 2)
     demands = make_demands(host, [one], [two], -3.0, floor=2.0, clearance=0.5)
     assert demands.bound[0] == 3.0 and demands.sign.tolist()[0] == -1
-    assert demands.decisive.tolist()[: one.wordings.__len__()] == [True] * len(one.wordings)
+    assert bool((demands.margin_bound == 0.5).all())  # one forgotten site and one that wins
+    rows = answer_rows(host, [replace(one, answer=one.answer + " w1"), two])
+    long = make_demands(
+        host, [replace(one, answer=one.answer + " w1")], [two], -3.0, floor=2.0, clearance=0.5
+    )
+    second = (rows.site_index == 1).nonzero()[:, 0]
+    assert bool(long.bound[second].isinf().all() and long.margin_bound[second].isinf().all())
+    assert long.pinned.tolist() == [True, False] * len(one.wordings) + [False] * len(two.wordings)
 
 
 @pytest.mark.parametrize(

@@ -21,31 +21,30 @@ from tl_bilinear.unlearning.question import Question
 
 @dataclass(frozen=True, eq=False)
 class Demands:
-    """`sign * log-odds >= bound` at every site; sign is -1 where something is to be forgotten."""
+    """`sign * log-odds >= bound` and `sign * margin >= margin_bound` at every site.
+
+    sign is -1 where something is to be forgotten. The margin counts because an answer that has
+    come down to its level may still be the most likely one, and one above its floor may not be.
+    """
 
     rows: AnswerRows
     forget: Bool[Tensor, " row"]
     bound: Float[Tensor, " site"]
-    decisive: Bool[Tensor, " site"]
-    """The site of each forgotten row that must not stay the most likely token."""
-    clearance: float
-    """By how much (margin in logits) the decisive site must lose, and retained ones win."""
+    margin_bound: Float[Tensor, " site"]
+    """Of one site of each forgotten row and of the retained sites that win now; else -inf."""
+    pinned: Bool[Tensor, " site"]
+    """Forgotten sites that stood above their level: the ones that an edit is to move."""
 
     @property
     def sign(self) -> Float[Tensor, " site"]:
         return torch.where(self.forget[self.rows.site_row], -1.0, 1.0).to(self.bound)
 
     def shortfall(self, logits: Float[Tensor, "site d_vocab"]) -> Float[Tensor, " site"]:
-        """By how much each demand is missed, in logits; negative where it is met with room.
-
-        A decisive site's margin counts too: an answer that has come down to its level but is
-        still the most likely one is still known.
-        """
+        """By how many logits each demand is missed; negative where it is met with room."""
         odds = site_log_odds(logits, self.rows.label)
-        missed = self.bound - self.sign * odds
         margins = site_margins(logits, self.rows.label)
-        still = margins + self.clearance
-        return torch.where(self.decisive, torch.maximum(missed, still), missed)
+        missed = self.bound.to(odds) - self.sign.to(odds) * odds
+        return torch.maximum(missed, self.margin_bound.to(odds) - self.sign.to(odds) * margins)
 
     def known(self, logits: Float[Tensor, "site d_vocab"]) -> tuple[float, float]:
         """Accuracy on the forgotten rows and on the retained ones."""
@@ -66,8 +65,10 @@ def make_demands(
 
     Args:
         level: log-odds that forgotten answers are to come down to, per site or for all first
-            tokens; an answer that is below its level already is left there.
+            tokens; what is below its level already may rise to it.
         floor: log-odds that retained answers may fall to; those below it now are to stay.
+        clearance: margin by which forgotten answers must lose, and retained ones that are known
+            must win.
     """
     rows = answer_rows(host, [*forget, *retain])
     mine = rows.question < len(forget)
@@ -80,13 +81,18 @@ def make_demands(
     else:
         # Later tokens spell an answer out: what they say is language, not the fact.
         first = rows.site_index[of_forget] == 0
-        levels = torch.where(first.to(odds.device), level, odds[of_forget.to(odds.device)])
+        levels = torch.where(first.to(odds.device), level, torch.inf).to(odds)
     bound = odds.clamp_max(floor)
-    bound[of_forget] = -torch.minimum(levels, odds[of_forget])
-    decisive = torch.zeros(rows.n_sites, dtype=torch.bool)
+    bound[of_forget] = -levels
+    # A retained token that wins by less is pushed up to it: rounding must not turn it over.
+    wins = (site_margins(logits, rows.label) > 0).cpu() & ~of_forget
+    margin_bound = torch.full((rows.n_sites,), -torch.inf).to(odds)
+    margin_bound[wins] = clearance
     drop = torch.full((rows.n_sites,), -torch.inf).to(odds)
     drop[of_forget] = odds[of_forget] - levels
     for row in mine.nonzero()[:, 0].tolist():
         sites = (rows.site_row == row).nonzero()[:, 0]
-        decisive[sites[drop[sites].argmax()]] = True
-    return Demands(rows, mine, bound, decisive, clearance)
+        margin_bound[sites[drop[sites].argmax()]] = clearance
+    return Demands(
+        rows, mine, bound, margin_bound, (drop > 0) | (of_forget & ~margin_bound.isinf())
+    )

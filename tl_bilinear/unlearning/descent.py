@@ -29,6 +29,8 @@ Coordinates = dict[int, Tensor]
 TOLERANCE = 0.25
 """Logits by which a demand may be missed and still count as met."""
 MOST_DAMPING = 100.0
+SLACK = 3.0
+"""Demands that are met with more room than this many logits have no part in a step."""
 
 
 @dataclass(frozen=True)
@@ -125,15 +127,17 @@ class Fit:
 
     def _linearise(self, bases: Mapping[int, WhitenedBasis], x: Coordinates) -> "_System":
         logits, found = log_odds_gradients(self.host, self.demands.rows, self.changes(bases, x))
-        jacobians = {layer: bases[layer].read(found[layer]) for layer in bases}
+        short = self.demands.shortfall(logits.double())
+        near = short > -SLACK
+        some = {layer: each.select(near) for layer, each in found.items()}
+        jacobians = {layer: bases[layer].read(some[layer]) for layer in bases}
         kernel = sum(each.kernel().double() for each in jacobians.values())
         assert isinstance(kernel, Tensor)
         if self.softness is None:
             # Weights of the dual are logits missed over softness: small beside the kernel.
             self.softness = 1e-3 * float(kernel.diagonal().mean())
-        short = self.demands.shortfall(logits.double())
-        sign = self.demands.sign.double()
-        return _System(jacobians, kernel * sign * sign[:, None], short, sign, self.softness)
+        sign = self.demands.sign.to(short)[near]
+        return _System(jacobians, kernel * sign * sign[:, None], short[near], sign, self.softness)
 
 
 def is_met(step: FitStep) -> bool:

@@ -96,7 +96,7 @@ def fit_edit(
     _require_numbers(rank=rank, max_steps=max_steps, damping=damping, kl_limit=kl_limit)
     texts = _texts(texts)
     batches = token_rows(host, texts)
-    asked = in_contexts(forget, texts, contexts, seed), in_contexts(retain, texts, contexts, seed)
+    asked = in_contexts(forget, texts, contexts, seed), retain
     level = never_learnt_odds(host, asked[0], seed=seed) if target is None else target
     demands = make_demands(host, *asked, level, floor=floor, clearance=clearance)
     fit = Fit(host, demands, batches, kl_limit, progress=progress)

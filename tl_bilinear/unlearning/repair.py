@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_bilinear.hosts import AbstractHost, get_host
-from tl_bilinear.unlearning.answer_rows import site_log_odds, site_logits
+from tl_bilinear.unlearning.answer_rows import site_logits
 from tl_bilinear.unlearning.contexts import in_contexts
 from tl_bilinear.unlearning.demands import Demands, make_demands
 from tl_bilinear.unlearning.forget_set import require_forgettable
@@ -73,7 +73,7 @@ def take_anchor(
     """
     host = get_host(model)
     forget, retain = require_forgettable(host, forget, retain)
-    asked = in_contexts(forget, texts, contexts, seed), in_contexts(retain, texts, contexts, seed)
+    asked = in_contexts(forget, texts, contexts, seed), retain
     level = never_learnt_odds(host, asked[0], seed=seed) if target is None else target
     demands = make_demands(host, *asked, level, floor=2.0, clearance=0.5)
     batches = tuple(token_rows(host, texts, tokens=TOKENS))
@@ -154,9 +154,8 @@ def _loss(host: AbstractHost, anchor: Anchor, at: int, pin: float, retained: flo
 
 
 def _missed(demands: Demands, logits: Tensor) -> Tensor:
-    """Signed logits between forgotten answers and their levels."""
-    mine = demands.forget[demands.rows.site_row].to(logits.device)
-    return site_log_odds(logits, demands.rows.label)[mine] + demands.bound.to(logits)[mine]
+    """Signed logits between forgotten answers and what they are pinned at."""
+    return demands.shortfall(logits)[demands.pinned.to(logits.device)]
 
 
 def _kl(before: Tensor, after: Tensor) -> Tensor:
