@@ -90,6 +90,7 @@ bench: .venv/.bench ## run the benchmarks, and write their tables
 	.venv/bin/python benchmarks/run.py
 	.venv/bin/python benchmarks/boot.py
 	.venv/bin/python benchmarks/decompositions.py --output benchmarks/decompositions.md
+	.venv/bin/python benchmarks/ablation.py --output benchmarks/ablation.md
 	.venv/bin/python benchmarks/training.py
 
 circuits: .venv/.bench ## what tracing costs, and which basis makes small circuits (20 minutes; goes on after a kill)

@@ -102,6 +102,52 @@ def ablation_by_hand(model: Any) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def projections(model: Any) -> Iterator[None]:
+    """What one layer reads and another writes along a direction, and a mode's mean; nested."""
+    u = direction(model, 4).double()
+    mode = tlb.Mode(3, direction(model, 5).double(), 2.0, u / u.norm())
+    texts = ["Tom had a dog. The dog was big."]
+    with (
+        tlb.project_inputs(model, tlb.InputMode(1, u), scale=-3.0),
+        tlb.project_outputs(model, tlb.OutputMode(2, u), scale=-9.0),
+        tlb.ablate(model, mode, "mean", texts=texts),
+    ):
+        yield
+
+
+@contextmanager
+def projections_by_hand(model: Any) -> Iterator[None]:
+    """The mean is of the model with both projections, as the blocks are nested."""
+    host = tlb.get_host(model)
+    u, write = direction(model, 4).double(), direction(model, 5).double()
+    u = u / u.norm()
+    stream: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> tuple[str, Callable[..., None]]:
+        return host.mlp_input_site(layer), lambda value, hook: stream.update({layer: value})
+
+    def less_input(value: Tensor, hook: Any) -> Tensor:
+        x, weights = stream[1].double(), host.mlp_map(1).to(torch.float64)
+        return value + (weights(x - 4 * (x @ u)[..., None] * u) - weights(x)).to(value)
+
+    def less_output(value: Tensor, hook: Any) -> Tensor:
+        y = value.double()
+        return value - (10 * (y @ u)[..., None] * u).to(value)
+
+    def averaged(value: Tensor, hook: Any) -> Tensor:
+        lost = 2 * ((stream[3].double() @ u).square() - mean)
+        return value - (lost[..., None] * write / write.square().sum()).to(value)
+
+    first = [keep(1), (host.mlp_out_site(1), less_input), (host.mlp_out_site(2), less_output)]
+    with host.hooks(first):
+        tokens = model.to_tokens("Tom had a dog. The dog was big.")
+        x = host.read_streams(tokens, [3])[3][0, 1:]
+        mean = (x.double() @ u).square().mean()
+        with host.hooks([keep(3), (host.mlp_out_site(3), averaged)]):
+            yield
+
+
 def chosen(positions: Tensor) -> Tensor:
     """Tokens 2 and 3, and everything from 8 on."""
     return ((positions == 2) | (positions == 3) | (positions >= 8))[..., None]
@@ -157,6 +203,7 @@ def in_the_stream_by_hand(model: Any) -> Iterator[None]:
 
 EDITS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "ablation": (ablation, ablation_by_hand),
+    "projections": (projections, projections_by_hand),
     "positions": (positional, positional_by_hand),
     "stream": (in_the_stream, in_the_stream_by_hand),
 }

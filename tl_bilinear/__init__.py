@@ -9,7 +9,18 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tl_bilinear.ablation import Ledger as Ledger
+    from tl_bilinear.ablation import ModeSet as ModeSet
+    from tl_bilinear.ablation import WeightEdit as WeightEdit
     from tl_bilinear.ablation import ablate as ablate
+    from tl_bilinear.ablation import ablate_ as ablate_
+    from tl_bilinear.ablation import load_modes as load_modes
+    from tl_bilinear.ablation import project_inputs as project_inputs
+    from tl_bilinear.ablation import project_inputs_ as project_inputs_
+    from tl_bilinear.ablation import project_outputs as project_outputs
+    from tl_bilinear.ablation import project_outputs_ as project_outputs_
+    from tl_bilinear.ablation import save_modes as save_modes
+    from tl_bilinear.ablation import undo_ as undo_
     from tl_bilinear.attribution import attribute_components as attribute_components
     from tl_bilinear.attribution import attribute_modes as attribute_modes
     from tl_bilinear.checkpoints import bundled_models as bundled_models
@@ -35,7 +46,9 @@ if TYPE_CHECKING:
     from tl_bilinear.decompositions import CPDecomposition as CPDecomposition
     from tl_bilinear.decompositions import DifferenceModes as DifferenceModes
     from tl_bilinear.decompositions import Eigendecomposition as Eigendecomposition
+    from tl_bilinear.decompositions import InputMode as InputMode
     from tl_bilinear.decompositions import Mode as Mode
+    from tl_bilinear.decompositions import OutputMode as OutputMode
     from tl_bilinear.decompositions import Reconstruction as Reconstruction
     from tl_bilinear.decompositions import SharedSubspace as SharedSubspace
     from tl_bilinear.decompositions import SimilarityMatrix as SimilarityMatrix
@@ -135,6 +148,19 @@ _ROOMS = {
     "UnlearningReport": "unlearning",
     "load_questions": "unlearning",
     "unlearn": "unlearning",
+    "save_modes": "ablation",
+    "load_modes": "ablation",
+    "ModeSet": "ablation",
+    "ablate_": "ablation",
+    "WeightEdit": "ablation",
+    "undo_": "ablation",
+    "Ledger": "ablation",
+    "OutputMode": "decompositions",
+    "InputMode": "decompositions",
+    "project_outputs": "ablation",
+    "project_outputs_": "ablation",
+    "project_inputs": "ablation",
+    "project_inputs_": "ablation",
 }
 
 _FOLDERS = (
@@ -217,6 +243,19 @@ __all__ = [
     "UnlearningReport",
     "load_questions",
     "unlearn",
+    "save_modes",
+    "load_modes",
+    "ModeSet",
+    "ablate_",
+    "WeightEdit",
+    "undo_",
+    "Ledger",
+    "OutputMode",
+    "InputMode",
+    "project_outputs",
+    "project_outputs_",
+    "project_inputs",
+    "project_inputs_",
 ]
 
 

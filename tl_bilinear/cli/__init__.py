@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from tl_bilinear.cli.ablate import ablate
 from tl_bilinear.cli.screen import Host, errors_in_one_line, progress_on_stderr
 from tl_bilinear.cli.trace import trace
 from tl_bilinear.cli.unlearn import unlearn
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.command()(trace)
 app.command()(unlearn)
+app.command()(ablate)
 
 
 @app.command()

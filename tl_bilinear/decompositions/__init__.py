@@ -11,7 +11,9 @@ from tl_bilinear.decompositions.higher_order_svd import HOSVD as HOSVD
 from tl_bilinear.decompositions.higher_order_svd import hosvd as hosvd
 from tl_bilinear.decompositions.interaction_table import InteractionTable as InteractionTable
 from tl_bilinear.decompositions.interaction_table import interaction_table as interaction_table
+from tl_bilinear.decompositions.mode import InputMode as InputMode
 from tl_bilinear.decompositions.mode import Mode as Mode
+from tl_bilinear.decompositions.mode import OutputMode as OutputMode
 from tl_bilinear.decompositions.reconstruction import Reconstruction as Reconstruction
 from tl_bilinear.decompositions.reconstruction import reconstruct as reconstruct
 from tl_bilinear.decompositions.similarity import SimilarityMatrix as SimilarityMatrix

@@ -1,4 +1,4 @@
-"""One mode of one MLP: the unit that is attributed, shown and ablated."""
+"""Modes of one MLP: the units that are attributed, shown and ablated."""
 
 from dataclasses import dataclass
 
@@ -33,3 +33,29 @@ class Mode:
 
     def __repr__(self) -> str:
         return f"Mode({self.label or f'L{self.layer} λ={self.eigenvalue:+.3g}'})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class OutputMode:
+    """`(layer, u)`: what a layer's MLP writes along a direction, whatever made it write so."""
+
+    layer: int
+    direction: Float[Tensor, " d_out"]
+    """u, in the MLP's output space; its length does not matter."""
+    label: str = ""
+
+    def __repr__(self) -> str:
+        return f"OutputMode({self.label or f'L{self.layer}'})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class InputMode:
+    """`(layer, v)`: all that a layer's MLP reads along a direction, in products of any kind."""
+
+    layer: int
+    direction: Float[Tensor, " d_in"]
+    """v, in the space of the normalised stream (as a Mode's eigenvector); any length."""
+    label: str = ""
+
+    def __repr__(self) -> str:
+        return f"InputMode({self.label or f'L{self.layer}'})"

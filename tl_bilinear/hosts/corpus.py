@@ -57,21 +57,29 @@ def mlp_streams(model: Any, layer: int, texts: Iterable[str]) -> Float[Tensor, "
 
 
 def hook_batches(
-    host: AbstractHost, texts: Iterable[str | Int[Tensor, " pos"]], hooks: Sequence[str]
+    host: AbstractHost, texts: Iterable[str | Int[Tensor, "..."]], hooks: Sequence[str]
 ) -> Iterator[dict[str, Float[Tensor, "token width"]]]:
     """What some hooks see at the tokens of texts (or of token rows), a few texts at a time.
 
     Each is cut at the context, and its first token (BOS) is left out. In float64.
     """
+    for batch in row_batches(host, texts):
+        yield _hook_values(host, batch, hooks)
+
+
+def row_batches(
+    host: AbstractHost, texts: Iterable[str | Int[Tensor, "..."]]
+) -> Iterator[list[Tensor]]:
+    """Token rows of texts (or of token rows), each cut at the context, a few at a time."""
     batch: list[Tensor] = []
     for text in texts:
         row = host.to_tokens(text) if isinstance(text, str) else text
         batch.append(row[: host.n_ctx])
         if len(batch) == BATCH:
-            yield _hook_values(host, batch, hooks)
+            yield batch
             batch = []
     if batch:
-        yield _hook_values(host, batch, hooks)
+        yield batch
 
 
 def _hook_values(

@@ -1,0 +1,136 @@
+"""The separate record that undoes an edit of weights: a file of its own, never in a model's folder.
+
+It holds the edited layers' MLP weights as they were. Whoever has it can undo any edit; the model's
+own folder never says more than `WeightEdit.kind` (masking or removal) promises.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from tl_bilinear.checkpoints.error import CheckpointError, one_line
+from tl_bilinear.checkpoints.json_file import parse_json
+from tl_bilinear.hosts import AbstractHost, get_host
+from tl_bilinear.hosts.provenance import fingerprint
+from tl_bilinear.hosts.resizing import narrowed, set_mlps_
+from tl_bilinear.optimisation.files import replace_file
+from tl_bilinear.quadratic_map import QuadraticMap
+from tl_bilinear.tensor import BilinearTensor
+
+FORMAT = "tl_bilinear undo ledger"
+VERSION = 1
+NOTES = "tl_bilinear"
+PARTS = ("left", "right", "out", "left_bias", "right_bias", "out_bias")
+
+
+@dataclass(frozen=True, eq=False)
+class Ledger:
+    """What a model's MLPs were before an edit."""
+
+    how: str
+    """The edit, in words."""
+    before: str
+    """Fingerprint of the model before the edit."""
+    after: str
+    """Fingerprint of the edited model: the one that `undo_` takes."""
+    d_mlp: int
+    """Width of every layer before the edit."""
+    weights: Mapping[int, QuadraticMap] = field(repr=False)
+    """Of the edited layers, as `host.mlp_weights` gave them, bit for bit."""
+
+    def save(self, path: str | Path) -> Path:
+        """Write the ledger to one file, whole or not at all.
+
+        Raises:
+            CheckpointError: a place inside a model's folder, or a file that cannot be written.
+        """
+        path = Path(path).resolve()
+        home = next((at for at in path.parents if (at / "config.json").is_file()), None)
+        if home is not None:
+            raise CheckpointError(
+                f"{path} lies in the model folder {home}: with its ledger beside it an edit can be "
+                "undone by whoever gets the folder. Give a place outside of it"
+            )
+        notes = {"format": FORMAT, "version": VERSION, "layers": sorted(self.weights)}
+        notes |= {name: getattr(self, name) for name in ("how", "before", "after", "d_mlp")}
+        tensors = {
+            f"{layer}.{part}": value.detach().cpu().contiguous()
+            for layer, weights in self.weights.items()
+            for part, value in zip(PARTS, _parts(weights), strict=True)
+        }
+        try:
+            replace_file(path, save(tensors, {NOTES: json.dumps(notes)}))
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be written ({one_line(error)})") from None
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Ledger":
+        """Read a file of `save`.
+
+        Raises:
+            CheckpointError: a file that cannot be read, or is no ledger.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                notes = parse_json((file.metadata() or {}).get(NOTES, "{}"))
+                if not isinstance(notes, dict) or notes.get("format") != FORMAT:
+                    raise CheckpointError(f"{path} is no undo ledger: Ledger.save writes those")
+                if notes.get("version") != VERSION:
+                    raise CheckpointError(
+                        f"{path} has version {notes.get('version')!r} of the ledger's format, and "
+                        f"version {VERSION} is read here: open it with a newer tl_bilinear"
+                    )
+                weights = {
+                    int(layer): _map([file.get_tensor(f"{layer}.{part}") for part in PARTS])
+                    for layer in notes["layers"]
+                }
+                words = {name: str(notes[name]) for name in ("how", "before", "after")}
+                return cls(**words, d_mlp=int(notes["d_mlp"]), weights=weights)
+        except CheckpointError:
+            raise
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} cannot be read ({one_line(error)})") from None
+
+
+def undo_(model: Any, ledger: Ledger) -> None:
+    """Give an edited model the MLPs that it had, bit for bit.
+
+    Works on the model that was edited and on one that was saved and loaded again (as float32 stays
+    float32: another dtype is another model).
+
+    Raises:
+        ValueError: a model that is not the edited one, by its fingerprint; it stays as it is.
+    """
+    host = get_host(model)
+    now = fingerprint(host)
+    if now != ledger.after:
+        raise ValueError(
+            f"this ledger undoes an edit ({ledger.how}) of the model that has fingerprint "
+            f"{ledger.after} since, and this model has {now}: "
+            + ("it is undone already" if now == ledger.before else "give the edited model")
+        )
+    restore_(host, ledger.weights, ledger.d_mlp)
+
+
+def restore_(host: AbstractHost, weights: Mapping[int, QuadraticMap], d_mlp: int) -> None:
+    """Old weights back, and every other layer cut to its old width."""
+    others = (layer for layer in range(host.n_layers) if layer not in weights)
+    cut = {layer: narrowed(host.mlp_weights(layer), d_mlp) for layer in others}
+    set_mlps_(host, {**cut, **weights})
+
+
+def _parts(weights: QuadraticMap) -> tuple[Tensor, ...]:
+    tensor = weights.tensor
+    biases = (weights.left_bias, weights.right_bias, weights.out_bias)
+    return (tensor.left, tensor.right, tensor.out, *biases)
+
+
+def _map(parts: list[Tensor]) -> QuadraticMap:
+    return QuadraticMap(BilinearTensor(*parts[:3], shared_input=True), *parts[3:])

@@ -1,0 +1,186 @@
+"""Modes of one model as one file: what is saved, shared and loaded.
+
+A safetensors file: `directions` and `eigenvectors`, one row per mode, and everything else as JSON
+in its metadata. The model's fingerprint goes with the modes, because lambda (v.x)^2 along u is
+part of that model alone.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from tl_bilinear.checkpoints.error import CheckpointError, one_line
+from tl_bilinear.checkpoints.json_file import parse_json
+from tl_bilinear.decompositions import Mode
+from tl_bilinear.hosts import AbstractHost, get_host
+from tl_bilinear.hosts.provenance import Provenance, provenance
+from tl_bilinear.optimisation.files import replace_file
+
+FORMAT = "tl_bilinear modes"
+VERSION = 1
+NOTES = "tl_bilinear"
+
+
+@dataclass(frozen=True, eq=False)
+class ModeSet(Sequence[Mode]):
+    """Modes, the model that they are part of, and how they were found."""
+
+    modes: tuple[Mode, ...]
+    provenance: Provenance
+    found: str
+    """How the modes were found, in words; empty where nobody said."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model that the modes are part of."""
+        return self.provenance.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.modes)
+
+    @overload
+    def __getitem__(self, index: int) -> Mode: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Mode, ...]: ...
+    def __getitem__(self, index: int | slice) -> Mode | tuple[Mode, ...]:
+        return self.modes[index]
+
+    def __iter__(self) -> Iterator[Mode]:
+        return iter(self.modes)
+
+    def require_model(self, model: Any) -> None:
+        """Raise ValueError, with both fingerprints, unless `model` is the modes' own.
+
+        A model whose weights were edited, folded or rounded to another dtype is another one.
+        """
+        now = provenance(get_host(model), (), "none")
+        if now.fingerprint != self.fingerprint:
+            raise ValueError(
+                f"these modes are of {self.provenance.model} (fingerprint {self.fingerprint}), and "
+                f"this model is {now.model} (fingerprint {now.fingerprint}): in other weights "
+                "they are no modes. Load the model that they were taken from (as it was then: "
+                "before edits, in its dtype), or find modes of this one. list(modes) are the bare "
+                "modes, which nothing checks"
+            )
+
+
+def chosen_modes(host: AbstractHost, modes: Mode | Sequence[Mode]) -> list[Mode]:
+    """The modes that an edit was given, checked; a ModeSet's fingerprint is checked as well.
+
+    Raises:
+        ValueError: none, or modes that this model cannot have.
+    """
+    from tl_bilinear.ablation.layer_edit import require_mode
+
+    if isinstance(modes, ModeSet):
+        modes.require_model(host)
+    chosen = [modes] if isinstance(modes, Mode) else list(modes)
+    if not chosen:
+        raise ValueError("`modes` is empty: give at least one mode to ablate")
+    for mode in chosen:
+        require_mode(host, mode)
+    return chosen
+
+
+def save_modes(
+    path: str | Path, modes: Mode | Sequence[Mode], model: Any, *, found: str = ""
+) -> Path:
+    """Write modes of a model to one file, whole or not at all; numbers come back bit for bit.
+
+    Args:
+        path: the file, by custom *.safetensors; one that is there is replaced.
+        model: the model that the modes were taken from.
+        found: how they were found, in words.
+
+    Raises:
+        ValueError: no mode, or modes that this model cannot have.
+        CheckpointError: a file that cannot be written.
+    """
+    from safetensors.torch import save
+
+    host, path = get_host(model), Path(path)
+    chosen = chosen_modes(host, modes)
+    dtypes = {t.dtype for mode in chosen for t in (mode.direction, mode.eigenvector)}
+    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float64
+
+    def rows(name: str) -> Tensor:
+        return torch.stack([getattr(mode, name).detach().cpu().to(dtype) for mode in chosen])
+
+    notes = {
+        "format": FORMAT,
+        "version": VERSION,
+        "provenance": vars(provenance(host, (), "none")),
+        "found": found or getattr(modes, "found", ""),
+        "modes": [
+            {"layer": mode.layer, "eigenvalue": float(mode.eigenvalue), "label": mode.label}
+            for mode in chosen
+        ],
+    }
+    tensors = {name: rows(name[:-1]) for name in ("directions", "eigenvectors")}
+    # One entry: safetensors writes several in an order that changes from run to run.
+    content = save(tensors, {NOTES: json.dumps(notes, allow_nan=False)})
+    try:
+        replace_file(path, content)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written ({one_line(error)})") from None
+    return path
+
+
+def load_modes(path: str | Path, model: Any = None) -> ModeSet:
+    """Read modes from a file of `save_modes`.
+
+    Args:
+        model: if given, it must be the one that the modes are part of.
+
+    Raises:
+        CheckpointError: a file that cannot be read, or is no file of modes.
+        ValueError: modes of another model; both fingerprints are named.
+    """
+    path = Path(path)
+    try:
+        found = _read(path)
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise CheckpointError(
+            f"{path} holds no modes that can be read ({one_line(error)}): fetch the file again, or "
+            "write it again with save_modes"
+        ) from None
+    if model is not None:
+        found.require_model(model)
+    return found
+
+
+def _read(path: Path) -> ModeSet:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            notes = parse_json((file.metadata() or {}).get(NOTES, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read ({one_line(error)})") from None
+    if not isinstance(notes, dict) or notes.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is no file of modes: save_modes writes those")
+    if notes.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path} has version {notes.get('version')!r} of the format of modes, and version "
+            f"{VERSION} is read here: open it with a newer tl_bilinear"
+        )
+    directions, vectors = tensors["directions"], tensors["eigenvectors"]
+    rows = zip(notes["modes"], directions, vectors, strict=True)
+    modes = tuple(
+        Mode(int(row["layer"]), u, float(row["eigenvalue"]), v, str(row["label"]))
+        for row, u, v in rows
+    )
+    whole = bool(directions.isfinite().all() and vectors.isfinite().all())
+    if not modes or not whole or directions.ndim != 2 or vectors.ndim != 2:
+        raise CheckpointError(f"{path} holds no modes, or numbers that are not finite")
+    written = notes["provenance"]
+    came = Provenance(**{**written, "frozen": tuple(written["frozen"])})
+    return ModeSet(modes, came, str(notes["found"]))

@@ -1,0 +1,142 @@
+"""Other weights for a live model's MLPs, of another width where that is asked for.
+
+The model is changed in place, on every host: parameters keep their names, configurations say the
+new width, and what was remembered of the transformers model for saving says it too.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tl_bilinear.hosts.hooked_source import source_of
+from tl_bilinear.hosts.host import AbstractHost
+from tl_bilinear.quadratic_map import QuadraticMap
+from tl_bilinear.tensor import BilinearTensor
+
+PROJECTIONS = ("gate", "in", "out")
+
+
+@torch.no_grad()
+def set_mlps_(host: AbstractHost, maps: Mapping[int, QuadraticMap]) -> None:
+    """Put maps of the MLPs' own inputs (as `mlp_weights` gives them) into the model, in its dtype.
+
+    All layers get the width of the widest one, by neurons whose weights are all zero. Parameters
+    whose shape stays are written in place; a bias is added only where one is not zero.
+
+    Raises:
+        ValueError: a layer that does not exist, or a bias that the MLP has no place for.
+    """
+    for layer in maps:
+        _ = host.mlp_weights(layer)
+    every = {layer: host.mlp_weights(layer) for layer in range(host.n_layers)} | dict(maps)
+    width = max(weights.tensor.rank for weights in every.values())
+    for layer, weights in every.items():
+        if layer in maps or weights.tensor.rank != width:
+            _put_(host, layer, padded(weights.to(host.dtype, copy=True), width))
+    _note_width_(host, width)
+
+
+def padded(weights: QuadraticMap, rank: int) -> QuadraticMap:
+    """The same map with zero neurons behind its own."""
+    tensor = weights.tensor
+    missing = rank - tensor.rank
+    if missing == 0:
+        return weights
+
+    def wider(factor: Tensor) -> Tensor:
+        return nn.functional.pad(factor, (0, missing))
+
+    return QuadraticMap(
+        tensor=BilinearTensor(wider(tensor.left), wider(tensor.right), wider(tensor.out)),
+        left_bias=wider(weights.left_bias),
+        right_bias=wider(weights.right_bias),
+        out_bias=weights.out_bias,
+    )
+
+
+def narrowed(weights: QuadraticMap, rank: int) -> QuadraticMap:
+    """The first `rank` neurons, copied."""
+    tensor = weights.tensor
+    return QuadraticMap(
+        tensor=BilinearTensor(*(f[:, :rank] for f in (tensor.left, tensor.right, tensor.out))),
+        left_bias=weights.left_bias[:rank],
+        right_bias=weights.right_bias[:rank],
+        out_bias=weights.out_bias,
+    ).to(tensor.out.dtype, copy=True)
+
+
+def _put_(host: AbstractHost, layer: int, weights: QuadraticMap) -> None:
+    mlp = host.model.blocks[layer].mlp
+    tensor = weights.tensor
+    named = {
+        "gate": (tensor.left, weights.left_bias),
+        "in": (tensor.right, weights.right_bias),
+        "out": (tensor.out.mT, weights.out_bias),
+    }
+    if not hasattr(mlp, "gate"):  # a HookedTransformer's component holds its parameters itself
+        for name, (weight, bias) in named.items():
+            _set_(mlp, f"W_{name}", weight)
+            if hasattr(mlp, f"b_{name}"):
+                _set_(mlp, f"b_{name}", bias)
+            elif bias.any():
+                raise ValueError(f"layer {layer}: {type(mlp).__name__} has no b_{name}")
+        mlp.d_mlp = tensor.rank
+        return
+    linears = {name: getattr(mlp, name).original_component for name in PROJECTIONS}
+    for name, (weight, bias) in named.items():
+        linear = linears[name]
+        _set_(linear, "weight", weight.mT)
+        linear.out_features, linear.in_features = weight.mT.shape
+        if linear.bias is not None or bool(bias.any()):
+            _set_(linear, "bias", bias)
+        _forget_processed_(mlp, name, linear)
+    _join_(mlp, linears)
+    if hasattr(mlp.original_component, "intermediate_size"):
+        mlp.original_component.intermediate_size = tensor.rank
+
+
+def _set_(module: nn.Module, name: str, value: Tensor) -> None:
+    present = getattr(module, name)
+    if present is not None and present.shape == value.shape:
+        present.copy_(value)
+        return
+    trains = present is None or present.requires_grad
+    setattr(module, name, nn.Parameter(value.contiguous(), requires_grad=trains))
+
+
+def _forget_processed_(mlp: Any, name: str, linear: nn.Linear) -> None:
+    """3.9's bridge keeps processed weights a second time; our forward pass reads the linears."""
+    if hasattr(mlp, f"_processed_W_{name}"):
+        setattr(mlp, f"_processed_W_{name}", linear.weight)
+        setattr(mlp, f"_processed_b_{name}", linear.bias)
+
+
+def _join_(mlp: Any, linears: Mapping[str, nn.Linear]) -> None:
+    """One fused matrix of gate and input (Phi3, GLM), the two being views of it, as it was."""
+    name = getattr(mlp, "fused_attr", None)
+    if name is None:
+        return
+    fused, gate, other = getattr(mlp.original_component, name), linears["gate"], linears["in"]
+    for kind in ("weight", "bias"):
+        parts = [getattr(linear, kind) for linear in (gate, other)]
+        if any(part is None for part in parts):
+            continue
+        whole = nn.Parameter(torch.cat(parts), requires_grad=parts[0].requires_grad)
+        setattr(fused, kind, whole)
+        for linear, view in zip((gate, other), whole.detach().chunk(2), strict=True):
+            setattr(linear, kind, nn.Parameter(view, requires_grad=whole.requires_grad))
+    fused.out_features = len(fused.weight)
+
+
+def _note_width_(host: AbstractHost, width: int) -> None:
+    model = host.model
+    source = source_of(model)
+    original = getattr(model, "original_model", None)
+    for config in (source and source.config, getattr(original, "config", None)):
+        if hasattr(config, "intermediate_size"):
+            config.intermediate_size = width
+    for config in (model.cfg, getattr(original, "cfg", None)):
+        if hasattr(config, "d_mlp"):
+            config.d_mlp = width
