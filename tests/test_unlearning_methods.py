@@ -9,7 +9,7 @@ from models import hosts
 from taught import facts, taught, texts
 
 import tl_bilinear as tlb
-from tl_bilinear.unlearning import accuracy, answer_rows, site_logits
+from tl_bilinear.unlearning import accuracy, answer_rows, site_logits, site_margins
 from tl_bilinear.unlearning.methods import METHODS, Problem, method_named
 from tl_bilinear.unlearning.methods.descent import row_nll
 from tl_bilinear.unlearning.methods.difference_of_means import DifferenceOfMeans, mean_difference
@@ -144,6 +144,29 @@ def test_random_directions_take_out_as_much(model):
     taken = values - torch.cat([there[0].forget, there[0].retain])
     wanted = (values @ mean_difference(outputs[0])).square().mean()
     assert float(taken.square().sum(1).mean()) == pytest.approx(float(wanted), rel=1e-9)
+
+
+def test_modes_are_masked_and_random_ones_are_as_large(model):
+    from tl_bilinear.unlearning.methods.modes import Modes
+    from tl_bilinear.unlearning.methods.random_modes import RandomModes
+
+    margins = []
+    for method in (Modes(k=12), RandomModes(k=12)):
+        after = edited(model, method)
+        ranks = [tlb.get_host(each).mlp_weights(0).tensor.rank for each in (model, after)]
+        assert ranks[1] > ranks[0]  # extra neurons
+        rows = answer_rows(after, FORGET)
+        with torch.no_grad():
+            margins.append(float(site_margins(site_logits(after, rows), rows.label).mean()))
+    rows = answer_rows(model, FORGET)
+    with torch.no_grad():
+        before = float(site_margins(site_logits(model, rows), rows.label).mean())
+    assert margins[0] < margins[1] and margins[0] < before - 1
+
+
+def test_fit_edit_forgets_and_keeps(model):
+    after = edited(model, method_named("fit_edit").candidates(tlb.get_host(model))[0])
+    assert accuracy(after, FORGET) <= 0.25 and accuracy(after, RETAIN) >= 0.75
 
 
 def test_every_method_is_named_and_has_as_many_trials(model):

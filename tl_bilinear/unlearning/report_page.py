@@ -54,6 +54,7 @@ def report_page(report: UnlearningReport) -> str:
     page.add(_head(report))
     page.add(_section("1. What is left of the forget set", report_tables.forget_table(report)))
     page.add(_section("2. What was to be kept", report_tables.retain_table(report)))
+    page.add(_table(report_tables.text_table(report)))
     page.add("<h2>3. Relearning</h2>", _relearning(page, report))
     page.add("<h2>4. What the layers still say</h2>", _depth(page, report))
     page.add(_section("5. Rounded weights", report_tables.rounding_table(report)))

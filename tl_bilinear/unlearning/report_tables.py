@@ -34,6 +34,7 @@ def tables(report: UnlearningReport) -> tuple[ReportTable, ...]:
     found = [
         forget_table(report),
         retain_table(report),
+        text_table(report),
         relearning_table(report),
         rounding_table(report),
         depth_table(report),
@@ -87,7 +88,7 @@ def forget_table(report: UnlearningReport) -> ReportTable:
 
 
 def retain_table(report: UnlearningReport) -> ReportTable:
-    """What was to be kept: retained questions, near and far, and text."""
+    """Questions that were to be kept: retained ones, near and far."""
     rows = []
     for label, get in (
         ("retained, edit's wordings", lambda s: s.retain),
@@ -95,24 +96,24 @@ def retain_table(report: UnlearningReport) -> ReportTable:
         ("near", lambda s: _asked_of(s.near)),
         ("far", lambda s: _asked_of(s.far)),
     ):
-        rows += _rows(report, label, [*_asked_numbers(get, forget=False), _no, _no])
-    texts = [
-        ("held-out text", lambda s: s.text),
-        ("near text", lambda s: s.near.text if s.near else None),
-        ("far text", lambda s: s.far.text if s.far else None),
-    ]
-    for label, get in texts:
+        rows += _rows(report, label, _asked_numbers(get, forget=False))
+    header = ("questions", "model", *_ASKED, "truth ratio")
+    return ReportTable(
+        "Questions to be kept", header, tuple(rows), "Truth ratio: mean of max(0, 1 - r)."
+    )
 
-        def nll(s: ModelScores, get=get) -> float | None:
-            return None if get(s) is None else get(s).nll
 
-        def kl(s: ModelScores, get=get) -> float | None:
-            return None if get(s) is None else get(s).kl
-
-        rows += _rows(report, label, [_no] * 6 + [nll, kl])
-    header = ("set", "model", *_ASKED, "truth ratio", "text NLL", "KL")
-    note = "Truth ratio: mean of max(0, 1 - r). KL is KL(unedited || model) per token, in nats."
-    return ReportTable("What was to be kept", header, tuple(rows), note)
+def text_table(report: UnlearningReport) -> ReportTable:
+    """Ordinary text: held out, near and far."""
+    rows = []
+    for label, get in (
+        ("held out", lambda s: s.text),
+        ("near", lambda s: s.near.text if s.near else None),
+        ("far", lambda s: s.far.text if s.far else None),
+    ):
+        rows += _rows(report, label, [_text_number(get, "kl"), _text_number(get, "nll")], digits=4)
+    note = "In nats per token. KL is KL(unedited || model)."
+    return ReportTable("Text to be kept", ("text", "model", "KL", "NLL"), tuple(rows), note)
 
 
 def relearning_table(report: UnlearningReport) -> ReportTable:
@@ -328,8 +329,12 @@ def _asked_of(kept: KeptScores | None) -> AskedScores | None:
     return None if kept is None else kept.asked
 
 
-def _no(scores: ModelScores) -> None:
-    return None
+def _text_number(get, name: str) -> Number:
+    def number(scores: ModelScores) -> float | None:
+        text = get(scores)
+        return None if text is None else getattr(text, name)
+
+    return number
 
 
 def _models(report: UnlearningReport) -> list[tuple[str, tuple[ModelScores, ...]]]:
@@ -337,16 +342,16 @@ def _models(report: UnlearningReport) -> list[tuple[str, tuple[ModelScores, ...]
     return found if report.gold is None else [*found, ("gold", (report.gold,))]
 
 
-def _rows(report: UnlearningReport, label: str, numbers: Sequence[Number]) -> list[tuple[str, ...]]:
+def _rows(
+    report: UnlearningReport, label: str, numbers: Sequence[Number], digits: int = 3
+) -> list[tuple[str, ...]]:
     """One row per model, or none where no model has any of the numbers."""
     rows = []
     for name, scores in _models(report):
-        cells = []
-        for number in numbers:
-            if name == report.result.method:
-                cells.append(interval_text(report.result, number))
-            else:
-                cells.append(_number(number(scores[0])))
+        if scores is report.result.scores:
+            cells = [interval_text(report.result, number, digits) for number in numbers]
+        else:
+            cells = [_number(number(scores[0]), digits) for number in numbers]
         rows.append((label, name, *cells))
     return rows if any(cell != "-" for row in rows for cell in row[2:]) else []
 

@@ -37,6 +37,8 @@ def lines_figure(
         log_y: draw y + 1 on a logarithmic axis, for ranks, which may be 0.
     """
     with style():
+        from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
         figure = new_figure(6.4, 2.6)
         grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
         names: dict[str, object] = {}
@@ -49,8 +51,12 @@ def lines_figure(
                 names.setdefault(line.name, drawn[0])
             axes.set_title(title)
             axes.set_xlabel(x_label)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
             if log_y:
                 axes.set_yscale("log")
+                # Not matplotlib's powers of ten, which are mathematical text.
+                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axes.yaxis.set_minor_formatter(NullFormatter())
             else:
                 axes.set_ylim(-0.04, 1.04)
         grid[0].set_ylabel(y_label)
@@ -105,7 +111,7 @@ class MethodBar:
 def methods_figure(bars: Sequence[MethodBar]) -> "Figure":
     """Three panels: forget accuracy, retained accuracy, KL; one row per method."""
     with style():
-        figure = new_figure(6.4, 0.7 + 0.26 * len(bars))
+        figure = new_figure(6.4, 1.0 + 0.26 * len(bars))
         grid = figure.subplots(1, 3, sharey=True)
         places = range(len(bars))
         for axes, kind, title in zip(
