@@ -9,16 +9,21 @@ from models import hosts
 from taught import facts, taught, texts
 
 import tl_bilinear as tlb
+from tl_bilinear.ablation import rms_contribution
+from tl_bilinear.hosts.corpus import mlp_streams
 from tl_bilinear.unlearning import accuracy, answer_rows, site_logits, site_margins
-from tl_bilinear.unlearning.methods import METHODS, Problem, method_named
+from tl_bilinear.unlearning.find import find_modes
+from tl_bilinear.unlearning.methods import METHODS, Problem, method_named, random_modes
 from tl_bilinear.unlearning.methods.descent import row_nll
 from tl_bilinear.unlearning.methods.difference_of_means import DifferenceOfMeans, mean_difference
 from tl_bilinear.unlearning.methods.grad_diff import GradDiff
 from tl_bilinear.unlearning.methods.hinge import Hinge
 from tl_bilinear.unlearning.methods.leace import LEACE
 from tl_bilinear.unlearning.methods.mlp_output import mlp_outputs
+from tl_bilinear.unlearning.methods.modes import Modes
 from tl_bilinear.unlearning.methods.npo import NPO, negative_preference_loss
 from tl_bilinear.unlearning.methods.random_directions import RandomDirections
+from tl_bilinear.unlearning.methods.random_modes import RandomModes
 from tl_bilinear.unlearning.methods.rmu import RMU
 from tl_bilinear.unlearning.metrics import score_texts
 from tl_bilinear.unlearning.passes import count_passes
@@ -32,6 +37,12 @@ STEPS = 24
 @pytest.fixture(scope="module", params=hosts())
 def model(request):
     return taught(request.param)
+
+
+@pytest.fixture(scope="module")
+def first():
+    """One host, for what does not depend on it and takes long."""
+    return taught(hosts()[0])
 
 
 def problem(model: Any, seed: int = 0) -> Problem:
@@ -52,17 +63,25 @@ def test_the_model_was_taught(model):
     assert accuracy(model, FORGET, "all") == accuracy(model, RETAIN, "all") == 1.0
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        Hinge(learning_rate=1e-2, steps=STEPS, depth=2.0),
-        GradDiff(learning_rate=1e-2, steps=STEPS, forget_weight=3.0),
-        NPO(learning_rate=1e-2, steps=STEPS, beta=0.3),
-        RMU(learning_rate=3e-2, steps=STEPS, layer=1, steering=6.0, retain_weight=3.0),
-    ],
-    ids=lambda method: method.name,
-)
-def test_gradient_methods_forget_and_keep(model, method):
+GRADIENT = [
+    Hinge(learning_rate=1e-2, steps=STEPS, depth=2.0),
+    GradDiff(learning_rate=1e-2, steps=STEPS, forget_weight=3.0),
+    NPO(learning_rate=1e-2, steps=STEPS, beta=0.3),
+    RMU(learning_rate=3e-2, steps=STEPS, layer=1, steering=6.0, retain_weight=3.0),
+]
+
+
+@pytest.mark.parametrize("method", GRADIENT, ids=lambda method: method.name)
+def test_gradient_methods_forget_and_keep(first, method):
+    forgets_and_keeps(first, method)
+
+
+@pytest.mark.parametrize("host", hosts()[1:])
+def test_they_do_on_the_other_host(host):
+    forgets_and_keeps(taught(host), GRADIENT[3])
+
+
+def forgets_and_keeps(model: Any, method: Any) -> None:
     before = weights(model)
     after = edited(model, method)
     assert accuracy(after, FORGET) <= 0.25
@@ -75,10 +94,10 @@ def test_gradient_methods_forget_and_keep(model, method):
     assert changed and all(allowed in name for name in changed)
 
 
-def test_without_a_forget_term_nothing_is_forgotten(model):
+def test_without_a_forget_term_nothing_is_forgotten(first):
     control = GradDiff(learning_rate=1e-2, steps=STEPS // 2, forget_weight=0.0)
-    assert accuracy(edited(model, control), FORGET) == 1.0
-    assert accuracy(edited(model, METHODS["none"]()), FORGET) == 1.0
+    assert accuracy(edited(first, control), FORGET) == 1.0
+    assert accuracy(edited(first, METHODS["none"]()), FORGET) == 1.0
 
 
 def test_npo_is_half_of_dpo():
@@ -146,26 +165,32 @@ def test_random_directions_take_out_as_much(model):
     assert float(taken.square().sum(1).mean()) == pytest.approx(float(wanted), rel=1e-9)
 
 
-def test_modes_are_masked_and_random_ones_are_as_large(model):
-    from tl_bilinear.unlearning.methods.modes import Modes
-    from tl_bilinear.unlearning.methods.random_modes import RandomModes
+def test_modes_are_masked_and_random_ones_are_as_large(first, monkeypatch):
+    # That removing them forgets is not claimed: on this model, as on the story model, it hardly
+    # does (facts/unlearning.md 5).
+    after = edited(first, Modes(k=96))
+    ranks = [tlb.get_host(each).mlp_weights(0).tensor.rank for each in (first, after)]
+    assert ranks[1] > ranks[0] and margin(after) < margin(first) - 1
+    drawn: list[Any] = []
+    monkeypatch.setattr(random_modes, "ablate_", lambda model, modes: drawn.extend(modes))
+    edited(first, RandomModes(k=6), seed=2)
+    found = find_modes(first, FORGET, RETAIN, k=6).modes
+    assert len(drawn) == len(found) == 6
+    for mode, other in zip(found, drawn, strict=True):
+        x = mlp_streams(first, mode.layer, texts())
+        assert (mode.layer, *mode.direction) == (other.layer, *other.direction)
+        assert rms_contribution(other, x) == pytest.approx(rms_contribution(mode, x), rel=1e-9)
+        assert abs(float(mode.eigenvector @ other.eigenvector)) < 0.99
 
-    margins = []
-    for method in (Modes(k=12), RandomModes(k=12)):
-        after = edited(model, method)
-        ranks = [tlb.get_host(each).mlp_weights(0).tensor.rank for each in (model, after)]
-        assert ranks[1] > ranks[0]  # extra neurons
-        rows = answer_rows(after, FORGET)
-        with torch.no_grad():
-            margins.append(float(site_margins(site_logits(after, rows), rows.label).mean()))
+
+def margin(model: Any) -> float:
     rows = answer_rows(model, FORGET)
     with torch.no_grad():
-        before = float(site_margins(site_logits(model, rows), rows.label).mean())
-    assert margins[0] < margins[1] and margins[0] < before - 1
+        return float(site_margins(site_logits(model, rows), rows.label).mean())
 
 
-def test_fit_edit_forgets_and_keeps(model):
-    after = edited(model, method_named("fit_edit").candidates(tlb.get_host(model))[0])
+def test_fit_edit_forgets_and_keeps(first):
+    after = edited(first, method_named("fit_edit").candidates(tlb.get_host(first))[0])
     assert accuracy(after, FORGET) <= 0.25 and accuracy(after, RETAIN) >= 0.75
 
 
@@ -191,10 +216,10 @@ def test_passes_are_counted(model):
     assert (passes.forward, passes.backward) == (1, 0)
 
 
-def test_a_failed_trial_is_recorded(model):
-    trial = run_trial(Hinge(steps=0), model, problem(model))
+def test_a_failed_trial_is_recorded(first):
+    trial = run_trial(Hinge(steps=0), first, problem(first))
     assert trial.error and trial.score == float("inf") and trial.kl is None
-    best, trials = tune(DifferenceOfMeans, model, problem(model))
+    best, trials = tune(DifferenceOfMeans, first, problem(first))
     assert len(trials) >= 3 and not any(t.error for t in trials)
     assert min(t.score for t in trials) == next(
         t.score for t in trials if dict(t.settings)["layers"] == str(dict(best.settings)["layers"])

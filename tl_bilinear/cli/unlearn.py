@@ -80,13 +80,14 @@ def unlearn(
             )
         except KeyboardInterrupt:
             raise ValueError("interrupted: nothing was written, the model is as it was") from None
+        # The report first: a model that its class cannot hold is refused when it is saved.
+        if output is not None:
+            progress(f"writing {output.name}")
+            _write(report, output)
         saved = None
         if save is not None:
             progress(f"saving {save.name}")
             saved = save_pretrained(report.model, save)
-        if output is not None:
-            progress(f"writing {output.name}")
-            _write(report, output)
     _summarise(report)
     # Not through rich, which would wrap a long path.
     if saved is not None:

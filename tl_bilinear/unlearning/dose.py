@@ -54,7 +54,7 @@ def dose_curve(
         if name in before and before[name].shape != weight.shape:
             raise ValueError(
                 f"the edit changed the shape of {name} from {list(before[name].shape)} to "
-                f"{list(weight.shape)}: it cannot be scaled"
+                f"{list(weight.shape)}: it cannot be scaled. Of `modes`, the trials are the dose"
             )
     points = []
     for scale in scales:

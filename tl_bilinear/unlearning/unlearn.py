@@ -12,6 +12,7 @@ from tl_bilinear.hosts import get_host
 from tl_bilinear.hosts.provenance import provenance
 from tl_bilinear.unlearning.answer_rows import accuracy
 from tl_bilinear.unlearning.dose import DosePoint, dose_curve
+from tl_bilinear.unlearning.forget_set import LEAST_KNOWN
 from tl_bilinear.unlearning.measure import Measures, ModelScores, Progress, measure_model, silent
 from tl_bilinear.unlearning.methods import (
     METHODS,
@@ -29,8 +30,6 @@ from tl_bilinear.unlearning.relearning import Lesson, RelearningConfig, half_of
 from tl_bilinear.unlearning.report import MethodResult, UnlearningReport
 from tl_bilinear.unlearning.tuning import CRITERION, Trial, described, tune
 
-KNOWN = 0.1
-"""A forget set that is known less than this cannot be unlearnt."""
 Kept = Sequence[Question | str]
 
 
@@ -177,9 +176,9 @@ class _Sets:
 
     def require_known(self, model: Any) -> None:
         known = accuracy(model, self.forget)
-        if known < KNOWN:
+        if known < LEAST_KNOWN:
             raise ValueError(
-                f"the model knows {known:.0%} of the forget set's wordings: there is nothing to "
+                f"the model knows {known:.0%} of the forget set's wordings: there is little to "
                 "forget. Look at the answers (their leading space?) and at the prompts"
             )
 

@@ -144,11 +144,17 @@ def methods_figure(bars: Sequence[MethodBar]) -> "Figure":
 
 
 def _name(axes, places: Sequence[tuple[float, float, str]]) -> None:
-    """Points that stand in one place share one label."""
-    names: dict[tuple[float, float], list[str]] = {}
+    """Points that stand close together share one label."""
+    height = max(y for _, y, _ in places) - min(y for _, y, _ in places) or 1.0
+    names: list[tuple[float, float, list[str]]] = []
     for x, y, name in places:
-        names.setdefault((round(x, 3), round(y, 3)), []).append(name)
-    for (x, y), several in names.items():
+        near = (n for n in names if abs(n[0] - x) < 0.05 and abs(n[1] - y) < 0.06 * height)
+        group = next(near, None)
+        if group is None:
+            names.append((x, y, [name]))
+        else:
+            group[2].append(name)
+    for x, y, several in names:
         axes.annotate(
             ", ".join(several), (x, y), textcoords="offset points", xytext=(5, 5), fontsize=8
         )

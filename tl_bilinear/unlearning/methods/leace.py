@@ -23,7 +23,11 @@ Concept = Literal["forget", "answers"]
 
 @dataclass(frozen=True)
 class LEACE(AbstractMethod):
-    """Each MLP's output y becomes y - W^+ P W (y - mean), fitted at the answers' tokens."""
+    """Each MLP's output y becomes y - W^+ P W (y - mean), fitted at the answers' tokens.
+
+    The constant needs an output bias. A model without one gets it, in memory; `save_pretrained`
+    refuses such a model where its class has no place for it (a bridge of a bias-free Llama).
+    """
 
     name = "leace"
     kind = "removal"
