@@ -49,12 +49,15 @@ def unlearn(
         bool, typer.Option("--repair/--no-repair", help="Train shortly after the edit.")
     ] = True,
     seeds: Annotated[int, typer.Option("--seeds", help="How often the edit is made.")] = 3,
+    relearn_steps: Annotated[
+        int, typer.Option("--relearn-steps", help="Steps of AdamW that teach it again.")
+    ] = 64,
     host: Annotated[Host, typer.Option("--host", help="The TransformerLens class.")] = Host.auto,
 ) -> None:
     """Make a copy of a model forget questions, and say what that removed and what it cost."""
     with errors_in_one_line(), progress_on_stderr() as progress:
         _check(output, save)
-        from tl_bilinear.unlearning import load_questions
+        from tl_bilinear.unlearning import RelearningConfig, load_questions
 
         to_forget, to_keep = load_questions(forget), load_questions(retain)
         close = load_questions(near) if near else ()
@@ -76,6 +79,7 @@ def unlearn(
                 repair=repair,
                 seeds=seeds,
                 baselines=_names(baselines),
+                relearning=RelearningConfig(steps=relearn_steps),
                 progress=progress,
             )
         except KeyboardInterrupt:

@@ -28,6 +28,7 @@ class Trial:
     error: str
     """Why it failed; empty where it did not."""
     passes: Passes
+    """Of the copy that was edited and of the original that it was compared with."""
     seconds: float
 
     @property
@@ -70,7 +71,7 @@ def run_trial(candidate: AbstractMethod, model: Any, problem: Problem) -> Trial:
     began = time.perf_counter()
     forget = retain = kl = None
     error = ""
-    with count_passes(copied) as passes:
+    with count_passes(copied) as passes, count_passes(problem.original) as reference:
         try:
             candidate.edit_(copied, problem)
         except ValueError as failure:
@@ -81,7 +82,7 @@ def run_trial(candidate: AbstractMethod, model: Any, problem: Problem) -> Trial:
         kl = score_texts(copied, problem.original, problem.texts).kl
         if kl != kl:
             error, forget = "the edited model's output is not a number", None
-    return Trial(described(candidate), forget, retain, kl, error, passes, seconds)
+    return Trial(described(candidate), forget, retain, kl, error, passes + reference, seconds)
 
 
 def described(method: AbstractMethod) -> tuple[tuple[str, str], ...]:
