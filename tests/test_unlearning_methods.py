@@ -76,8 +76,8 @@ def test_gradient_methods_forget_and_keep(first, method):
     forgets_and_keeps(first, method)
 
 
-@pytest.mark.parametrize("host", hosts()[1:])
-def test_they_do_on_the_other_host(host):
+@pytest.mark.parametrize("host", hosts()[-1:])
+def test_they_do_on_a_bridge(host):
     forgets_and_keeps(taught(host), GRADIENT[3])
 
 
