@@ -60,7 +60,7 @@ format: .venv/.lint ## let ruff format and mend
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
-models: toys stories ## train stories-5l again (about two hours), on TEXT and the teacher's stories, and all others
+models: toys stories ## train stories-5l again (three and a half hours), on TEXT and the teacher's stories, and all others
 	.venv/bin/python -m tl_bilinear.conversion.stories --work-dir .cache/models $(if $(TEXT),--text "$(TEXT)")
 
 stories: .venv/.package ## train stories-1l, stories-2l and their twins again (an hour and a half), on TEXT as well

@@ -97,7 +97,8 @@ def measure(host: str, batch: int, pos: int, rounds: int) -> Row:
         with tlb.ablate(model, modes):
             return cpu_seconds(run, 1)
 
-    plain(), entered()
+    plain()
+    entered()
     rows = [
         (cpu_seconds(plain, 1), inside(plain), cpu_seconds(entered, 1), cpu_seconds(plain, 1))
         for _ in range(rounds)
@@ -144,11 +145,11 @@ def main() -> None:
     torch.set_num_threads(1)
     hosts = ["transformer_bridge"] + ["hooked_transformer"] * has_hooked_transformer()
     with torch.no_grad():
-        rows = [
-            measure(host, batch, pos, options.rounds)
-            for host in hosts
-            for batch, pos in ((1, 64), (4, 64))
-        ]
+        rows = []
+        for host in hosts:
+            for batch, pos in ((1, 64), (4, 64)):
+                rows.append(measure(host, batch, pos, options.rounds))
+                print(rows[-1], flush=True)
     page = table(rows, options.rounds)
     print(page)
     if options.output is not None:

@@ -1,6 +1,6 @@
 """Which basis makes small circuits, and which circuits hold on other prompts.
 
-    python benchmarks/circuit_bases.py [--model stories-5l] [--prompts 40] [--output FILE]
+    python benchmarks/circuit_bases.py [--models NAME ...] [--prompts 40] [--output FILE]
 
 Prompts are cut from `tl_bilinear/zoo/stories.txt` before the last words of a sentence; the target
 is the logit of the model's most likely next token minus that of its second. Half of them choose:
@@ -13,10 +13,9 @@ on from there.
 
 import argparse
 import json
-import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,22 @@ from typing import Any
 import torch
 
 import tl_bilinear as tlb
-from tl_bilinear.checkpoints.bundled import bundled_stories
+from tl_bilinear.checkpoints.bundled import ZOO, bundled_stories
 from tl_bilinear.circuits import trace_dataset
 from tl_bilinear.circuits.bases import Basis
 from tl_bilinear.circuits.budget import measure
 from tl_bilinear.circuits.trace import make_sweep
+from tl_bilinear.conversion.evaluation import load_folder
+from tl_bilinear.conversion.sampling import sample_stories
+from tl_bilinear.dictionary import Dictionary
+from tl_bilinear.hosts.provenance import fingerprint
+from tl_bilinear.optimisation.files import replace_file
+from tl_bilinear.recipes.story_dictionaries import SITES, read_activations
+from tl_bilinear.training import TopKConfig, train_dictionary
 
-BASES = ("eigenmodes", "neurons", "random", "w_out", "features")
+BASES = ("eigenmodes", "neurons", "random", "w_out", "hosvd", "tucker", "features")
+RECIPE = TopKConfig(n_features=512, k=16, n_steps=1000, batch_size=2048, learning_rate=2e-3)
+N_STORIES = 256
 KEPT, ERROR = 0.8, 0.2
 HELD = (20, 60)
 """Elements of the circuits that are ablated."""
@@ -54,12 +62,24 @@ def target_of(model: Any, row: torch.Tensor) -> tuple[int, int]:
     return first, second
 
 
-def basis_of(model: Any, name: str) -> Basis:
-    """A basis by its name in the table; features are the bundled dictionary's, of one layer."""
-    if name != "features":
-        return name  # pyright: ignore[reportReturnType]
-    dictionary = tlb.load_dictionary("stories-5l-mlp-in")
-    return {int(dictionary.hook_name.split(".")[1]): dictionary}
+def dictionaries_of(name: str, model: Any, folder: Path) -> dict[int, Dictionary]:
+    """A dictionary of every MLP's input, trained on stories that the model writes."""
+    host = tlb.get_host(model)
+    hooks = [f"blocks.{layer}.{SITES['mlp-in']}" for layer in range(host.n_layers)]
+    own, _ = load_folder(ZOO / name)
+    samples = sample_stories(own, N_STORIES, seed=2, batch_size=N_STORIES, cache_folder=folder)
+    seen = read_activations(host, [torch.tensor(row) for row in samples.rows()], hooks)
+    found = {}
+    for layer, hook in enumerate(hooks):
+        start, x = time.process_time(), seen[hook]
+        trained = train_dictionary(x, RECIPE, hook_name=hook, folder=folder / f"layer-{layer}")
+        found[layer] = trained.dictionary
+        with torch.no_grad():
+            error = (x - found[layer].decode(found[layer].encode(x))).square().sum()
+            unexplained = float(error / (x - x.mean(0)).square().sum())
+        seconds = time.process_time() - start
+        print(f"dictionary of layer {layer}: FVU {unexplained:.3f}, {seconds:.0f} s", flush=True)
+    return found
 
 
 @torch.no_grad()
@@ -105,31 +125,35 @@ def held_out(
     return results
 
 
-def steps(model: Any, n: int, names: list[str]) -> Iterator[tuple[str, Any]]:
+def steps(
+    model: Any, n: int, bases: Mapping[str, Callable[[], Basis]]
+) -> Iterator[tuple[str, Any]]:
     """(name, computation) of everything that the table is made of."""
     rows = prompts_of(model, n)
     targets = [target_of(model, row) for row in rows]
     half = n // 2
-    for name in names:
-        basis = basis_of(model, name)
+    for name, make in bases.items():
+        basis = make()
         for number in range(half):
             row, target = rows[number], targets[number]
             yield f"{name}-{number}", partial(nodes_needed, model, row, target, basis)
         yield f"{name}-held", partial(held_out, model, rows, targets, half, basis)
 
 
-def run(model: Any, n: int, names: list[str], folder: Path) -> dict[str, Any]:
+def run(name: str, n: int, names: list[str], folder: Path) -> dict[str, Any]:
     """Everything, from the folder where it is there already."""
     folder.mkdir(parents=True, exist_ok=True)
+    model = tlb.load(name)
+    bases: dict[str, Callable[[], Basis]] = {each: lambda each=each: each for each in names}
+    if "features" in bases:
+        bases["features"] = partial(dictionaries_of, name, model, folder / "dictionaries")
     results = {}
-    for name, compute in steps(model, n, names):
+    for name, compute in steps(model, n, bases):
         path = folder / f"{name}.json"
         if not path.exists():
             start = time.process_time()
             found = {"result": compute(), "cpu_seconds": time.process_time() - start}
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(found))
-            os.replace(partial, path)
+            replace_file(path, json.dumps(found).encode())
             print(f"{name}: {found['cpu_seconds']:.1f} s", flush=True)
         results[name] = json.loads(path.read_text())
     return results
@@ -139,10 +163,7 @@ def page(results: dict[str, Any], model: str, n: int, names: list[str]) -> str:
     """The table as a page."""
     half = n // 2
     lines = [
-        "# Which basis makes small circuits",
-        "",
-        f"`python benchmarks/circuit_bases.py --model {model} --prompts {n} --output "
-        "benchmarks/circuit_bases.md`",
+        f"## {model}",
         "",
         f"{model}, {half} prompts of {LENGTH[0]} to {LENGTH[1]} tokens for choosing, {n - half} "
         "others for ablating.",
@@ -151,8 +172,9 @@ def page(results: dict[str, Any], model: str, n: int, names: list[str]) -> str:
         'it; a prompt where no budget does is counted as more than any. "recovered": what the '
         "elements alone bring back of the MLPs' effect when all else of the MLPs is at its mean; "
         '"lost": what goes with them. In brackets: the largest of 20 random draws of equal '
-        "root-mean-square size. Features are those of layer 2's bundled dictionary; in the other "
-        "layers that row has eigenmodes.",
+        f"root-mean-square size. Features: a top-k dictionary of every MLP's input "
+        f"({RECIPE.n_features} features, k {RECIPE.k}, {RECIPE.n_steps} steps), trained here on "
+        f"{N_STORIES} stories that the model writes.",
         "",
         "| basis | nodes | " + " | ".join(f"{k} recovered | {k} lost" for k in HELD) + " | CPU s |",
         "|---|---|" + "---|" * (2 * len(HELD) + 1),
@@ -179,19 +201,23 @@ def page(results: dict[str, Any], model: str, n: int, names: list[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="stories-5l")
+    parser.add_argument("--models", nargs="*", default=["stories-5l", "stories-2l"])
     parser.add_argument("--prompts", type=int, default=40)
     parser.add_argument("--bases", nargs="*", default=list(BASES), choices=BASES)
-    parser.add_argument("--work-dir", type=Path, default=None)
+    parser.add_argument("--work-dir", type=Path, default=Path(".cache/circuit_bases"))
     parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args()
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    name, n, bases = arguments.model, arguments.prompts, arguments.bases
-    folder = arguments.work_dir or Path(".cache/circuit_bases") / f"{Path(name).name}-{n}"
-    found = page(run(tlb.load(name), n, bases, folder), name, n, bases)
-    print(found)
-    if arguments.output is not None:
-        arguments.output.write_text(found)
+    n, names = given.prompts, given.bases
+    parts = []
+    for name in given.models:
+        folder = given.work_dir / f"{name}-{fingerprint(tlb.get_host(tlb.load(name)))}-{n}"
+        parts.append(page(run(name, n, names, folder), name, n, names))
+        print(parts[-1])
+    if given.output is not None:
+        command = "`python benchmarks/circuit_bases.py --output benchmarks/circuit_bases.md`"
+        whole = ["# Which basis makes small circuits", command, *parts]
+        given.output.write_text("\n\n".join(part.strip() for part in whole) + "\n")
 
 
 if __name__ == "__main__":

@@ -152,13 +152,11 @@ def patching_says(model: Any, head: int, console: Console) -> None:
     )
 
 
-def picture(model: Any, folder: Path) -> list[Path]:
-    """The circuit of the contrast between the two prompts, for a paper and to read."""
+def pictures(circuit: tlb.Circuit, drawn: tlb.Circuit, folder: Path, name: str) -> list[Path]:
+    """A page of the circuit, to read, and a figure of what is `drawn` of it, for a paper."""
     folder.mkdir(parents=True, exist_ok=True)
-    circuit = tlb.trace_circuit(model, PROMPT, TARGET, max_nodes=14)
-    circuit = tlb.read_modes(model, circuit)
-    figure, page = folder / "pronoun_circuit_1l.svg", folder / "pronoun_circuit_1l.html"
-    tlb.views.save_figure(tlb.views.circuit_figure(circuit), figure)
+    figure, page = folder / f"{name}.svg", folder / f"{name}.html"
+    tlb.views.save_figure(tlb.views.circuit_figure(drawn), figure)
     page.write_text(tlb.views.circuit_page(circuit), encoding="utf-8")
     return [figure, page]
 
@@ -171,7 +169,8 @@ def main() -> None:
     model = tlb.load(MODEL)
     patching_says(model, weights_say(model, console), console)
     if given.output is not None:
-        console.print("written:", *picture(model, given.output))
+        circuit = tlb.read_modes(model, tlb.trace_circuit(model, PROMPT, TARGET, max_nodes=14))
+        console.print("written:", *pictures(circuit, circuit, given.output, "pronoun_circuit_1l"))
 
 
 if __name__ == "__main__":

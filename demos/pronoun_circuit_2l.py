@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pronoun_circuit_1l import PROMPT, TARGET, difference, held_out, swapped
+from pronoun_circuit_1l import PROMPT, TARGET, difference, held_out, pictures, swapped
 from rich.console import Console
 from rich.table import Table
 
@@ -113,16 +113,6 @@ def patching_says(model: Any, head: int, console: Console) -> None:
     console.print(table)
 
 
-def picture(model: Any, contrast: "tlb.Circuit", folder: Path) -> list[Path]:
-    """The contrast's circuit, for a paper and to read."""
-    folder.mkdir(parents=True, exist_ok=True)
-    circuit = tlb.read_modes(model, contrast)
-    figure, page = folder / "pronoun_circuit_2l.svg", folder / "pronoun_circuit_2l.html"
-    tlb.views.save_figure(tlb.views.circuit_figure(circuit.prune(max_nodes=12)), figure)
-    page.write_text(tlb.views.circuit_page(circuit), encoding="utf-8")
-    return [figure, page]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, help="a folder for the circuit's pictures")
@@ -132,7 +122,9 @@ def main() -> None:
     contrast, head = trace_says(model, console)
     patching_says(model, head, console)
     if given.output is not None:
-        console.print("written:", *picture(model, contrast, given.output))
+        circuit = tlb.read_modes(model, contrast)
+        drawn = circuit.prune(max_nodes=12)
+        console.print("written:", *pictures(circuit, drawn, given.output, "pronoun_circuit_2l"))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ def run(model: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_modes_of_a_prompt_are_shown_saved_and_written(run: Any, model: Any, tmp_path: Path):
+    width = tlb.get_host(model).d_mlp
     modes, folder, ledger = (tmp_path / name for name in ("modes", "edited", "ledger"))
     done = run(*ASK, "--top", 3, "--save-modes", modes)
     assert done.exit_code == 0, done.output
@@ -48,7 +49,7 @@ def test_modes_of_a_prompt_are_shown_saved_and_written(run: Any, model: Any, tmp
             edited = model(tokens)
     done = run("--modes", modes, "--scale", -1, "--write", folder, "--ledger", ledger, *ASK)
     assert done.exit_code == 0, done.output
-    assert "masking (neurons)" in done.stdout and "172 to 175" in done.stdout
+    assert "masking (neurons)" in done.stdout and f"{width} to " in done.stdout
     assert f"written: {folder}" in done.stdout
     with torch.no_grad():
         torch.testing.assert_close(model(tokens), edited, rtol=0, atol=1e-3)
@@ -58,7 +59,7 @@ def test_modes_of_a_prompt_are_shown_saved_and_written(run: Any, model: Any, tmp
     assert (folder / "config.json").is_file()
 
 
-def test_bad_input_is_one_line(run: Any, model: Any, tmp_path: Path):
+def test_bad_input_is_one_line(run: Any, unchecked: None, tmp_path: Path):
     full = tmp_path / "full"
     full.mkdir()
     (full / "file").touch()
@@ -78,6 +79,7 @@ def test_bad_input_is_one_line(run: Any, model: Any, tmp_path: Path):
     for words, arguments in cases.items():
         done = run(*arguments)
         assert done.exit_code == 1, (words, done.output)
-        (line,) = [line for line in done.stderr.splitlines() if line.startswith("tl-bilinear: ")]
-        assert words in line
+        # Progress may stand before it.
+        (line,) = [line for line in done.stderr.splitlines() if "tl-bilinear: " in line]
+        assert words in line, line
     assert not (tmp_path / "new").exists()

@@ -125,6 +125,34 @@ def test_nested_ablations_add_up(story):
     torch.testing.assert_close(nested, together, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("host", hosts())
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_natively_built_models_nest_and_forget_after_errors(host, dtype):
+    model = native("RMS", host, dtype)
+    u = torch.randn(2, 16, dtype=torch.float64)
+    modes = modes_of(model, 0, u[:1], 2) + modes_of(model, 1, u[1:], 2)
+    tokens = torch.randint(0, 40, (2, 7))
+    limit = 1e-9 if dtype == torch.float64 else 5e-2
+    with torch.no_grad():
+        before = model(tokens)
+        with tlb.ablate(model, modes, scale=-1.0):
+            together = model(tokens)
+        with tlb.ablate(model, modes[:1], scale=-1.0), tlb.ablate(model, modes[1:], scale=-1.0):
+            nested = model(tokens)
+        assert (nested - together).abs().max() <= limit * together.abs().max()
+        assert (together - before).abs().max() > 5 * limit * before.abs().max()
+
+        def fail(value, hook):
+            raise KeyError("inside")
+
+        with pytest.raises(KeyError, match="inside"), tlb.ablate(model, modes, scale=-1.0):
+            with tlb.get_host(model).hooks([("blocks.1.hook_resid_pre", fail)]):
+                model(tokens)
+        with tlb.ablate(model, modes, scale=-1.0):
+            assert torch.equal(model(tokens), together)  # nothing is left of the failed pass
+        assert torch.equal(model(tokens), before)
+
+
 def test_an_ablation_that_never_ran_is_an_error(story):
     mode = tlb.attribute_modes(story, PROMPT, " his").mode(0, 0)
     with pytest.raises(RuntimeError, match="layers \\[0\\] never ran"), tlb.ablate(story, mode):

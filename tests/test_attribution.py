@@ -216,7 +216,7 @@ def test_all_positions_equal_the_last_position_of_every_beginning(host):
 
 def test_a_model_that_is_not_bilinear_is_refused():
     gated = tlb.load("stories-5l-swiglu", check=False)
-    with pytest.raises(NotBilinearError, match="modes would not add up"):
+    with pytest.raises(NotBilinearError, match="frozen_gates=True to read it on a prompt"):
         tlb.attribute_modes(gated, PROMPT, " his")
 
 

@@ -141,7 +141,7 @@ def test_mode_parts_are_lambda_v_x_squared_along_their_own_direction():
     assert not torch.allclose(drawn.eigenvectors, parts.eigenvectors)
 
 
-@pytest.mark.parametrize("name", ["neurons", "random", "w_out", "hosvd"])
+@pytest.mark.parametrize("name", ["neurons", "random", "w_out", "hosvd", "tucker"])
 def test_all_parts_of_a_basis_are_the_layer(story, name):
     host = tlb.get_host(story)
     tensor, x = host.mlp_tensor(1).to(torch.float64), torch.randn(5, 64, dtype=torch.float64)

@@ -163,24 +163,26 @@ def test_a_finished_folder_is_not_half_there(tmp_path: Path, monkeypatch):
 
 def test_samples_and_states_are_written_through_replace_file(tmp_path: Path, monkeypatch):
     from tl_bilinear.conversion import SampledStories, sampling
-    from tl_bilinear.training import state
+    from tl_bilinear.optimisation import TrainingRun
 
     batch = SampledStories(torch.zeros(1, 2).long(), torch.tensor([2]), torch.tensor([True]))
-    begun = state.TrainingState.begin({"encoder_bias": torch.zeros(3)})
+    layer = torch.nn.Linear(2, 2)
+    run = TrainingRun(layer, torch.optim.Adam(layer.parameters()), tmp_path, {})
     writes = {
         "batch": lambda path: sampling._write_batch(batch, path / "batch"),
-        state.FILE: lambda path: state.write_state(begun, path),
+        "training.pt": lambda path: run.save(),
     }
     for name, write in writes.items():
         write(tmp_path)
         first = (tmp_path / name).read_bytes()
 
         def crash(descriptor):
-            raise OSError("disk full")
+            raise OSError(28, "disk full")
 
         with monkeypatch.context() as patch:
             patch.setattr(files.os, "fsync", crash)
             with pytest.raises(OSError, match="disk full"):
                 write(tmp_path)
         assert (tmp_path / name).read_bytes() == first
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(writes)
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert written == sorted([*writes, "metrics.jsonl"])

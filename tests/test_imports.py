@@ -27,6 +27,7 @@ LAYERS = (
     ("hosts",),
     ("decompositions",),
     ("tensor", "quadratic_map", "frozen_map", "gaussian", "dictionary", "characters"),
+    ("one_line_errors",),
     ("results",),
 )
 SIBLINGS = {"attribution", "circuits", "ablation", "features", "conversion", "training"}

@@ -8,6 +8,8 @@ import pytest
 import torch
 from gated import assert_is_bilinear, tiny_llama
 
+from tl_bilinear.checkpoints.bundled import beginning
+
 REPO = Path(__file__).parents[1]
 ZOO = REPO / "tl_bilinear" / "zoo"
 
@@ -121,8 +123,8 @@ def test_the_recipe_chooses_rates_runs_seeds_and_resumes(tmp_path, monkeypatch):
     text.write_text("\n<|endoftext|>\n".join(stories[:40]))
     data = small_stories.story_text(tmp_path / "work", text, 4)
     assert set(data.held_out) == {"third split", "text.txt", "stories.txt"}
-    assert data.held_out["text.txt"] == [small_stories.beginning(s) for s in stories[:3]]
-    assert data.held_out["third split"] == [small_stories.beginning(s) for s in stories[3:6]]
+    assert data.held_out["text.txt"] == [beginning(s, 800) for s in stories[:3]]
+    assert data.held_out["third split"] == [beginning(s, 800) for s in stories[3:6]]
     for kept in data.held_out.values():
         del kept[3:]
     decoded = data.tokenizer.decode(data.stream.tolist())

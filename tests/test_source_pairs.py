@@ -265,7 +265,7 @@ def test_bad_input_says_what_to_do():
         "no source 'L9H9'": lambda: tlb.source_pairs(model, tokens, 1, 7).pair("L9H9", "constant"),
         "`head` 2 is out of range": lambda: tlb.score_pairs(model, tokens[0], 1, 2),
         "`layer` 5 is out of range": lambda: tlb.score_pairs(model, tokens[0], 5, 0),
-        "one prompt is needed, got 2": lambda: tlb.score_pairs(model, tokens, 1, 0),
+        "must be one prompt, got 2": lambda: tlb.score_pairs(model, tokens, 1, 0),
         "`query` 7 is out of range": lambda: tlb.score_pairs(model, tokens[0], 1, 0, 7),
         "`key` -8 is out of range": lambda: tlb.score_pairs(model, tokens[0], 1, 0, -1, -8),
         "which comes later": lambda: tlb.score_pairs(model, tokens[0], 1, 0, 2, 3),

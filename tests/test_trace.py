@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from families import BIASES, bridge_of, family, hooked_of
 from flows import complaints, size
 from models import hosts, native, save, tiny_llama
 
@@ -64,6 +65,18 @@ def test_llamas_with_biases_and_shared_heads(host, tmp_path):
     circuit = tlb.trace_circuit(model, torch.randint(3, 40, (7,)), (7, 9), max_nodes=20)
     assert not complaints(circuit, EXACT, 1e-5)
     assert {"bias.L0.mlp", "bias.L1.attention"} <= {node.id for node in circuit.nodes}
+
+
+@pytest.mark.parametrize("host", hosts())
+@pytest.mark.parametrize("name", ["Gemma 2", "Gemma 3", "OLMo2", "StableLM"])
+def test_post_norms_softcaps_and_norms_of_other_families(name, host):
+    """Gemma 2 and 3 and OLMo2 have norms behind their sublayers, OLMo2 none before them."""
+    made = bridge_of if host == "transformer_bridge" else hooked_of
+    model = made(family(name, **BIASES[name]), name)
+    rows = torch.randint(3, 40, (2, 7))
+    for corrupted in (None, rows[1]):
+        circuit = tlb.trace_circuit(model, rows[0], (7, 9), corrupted, max_nodes=12)
+        assert not complaints(circuit, EXACT, 1e-5)
 
 
 def test_story_model_closes_for_strings_pairs_and_directions(story):

@@ -113,7 +113,7 @@ def test_frozen_gates(gated):
     assert "gates' slopes (SiLU)" in circuit.provenance.frozen
 
 
-@pytest.mark.parametrize("basis", ["neurons", "random", "w_out", "hosvd"])
+@pytest.mark.parametrize("basis", ["neurons", "random", "w_out", "hosvd", "tucker"])
 def test_shared_bases_close(story, basis):
     circuit = tlb.trace_circuit(story, PROMPT, PAIR, max_nodes=15, basis=basis)
     assert not complaints(circuit, EXACT, 1e-5)
@@ -202,6 +202,19 @@ def test_the_curve_reaches_beyond_the_budget(story):
     assert curve[0][0] == circuit.settings["nodes"] <= 20 < curve[-1][0]
     assert curve[0][1] == pytest.approx(circuit.kept_share)
     assert curve[0][2] == pytest.approx(1 - circuit.completeness)
+    assert curve[-1][1] < 0.97
+
+
+def test_the_curve_reaches_all_budgets_where_it_is_asked_for():
+    model = native("LN", hosts()[-1])
+    tokens = torch.randint(0, 40, (4,))
+    circuit = tlb.trace_circuit(model, tokens, (7, 9), max_nodes=5, larger_budgets=None)
+    curve = circuit.settings["budget_curve"]
+    assert curve[-1][1] >= 0.97 and curve[-2][1] < 0.97
+    alone = tlb.trace_circuit(model, tokens, (7, 9), max_nodes=5, larger_budgets=0)
+    assert alone.settings["budget_curve"] == curve[:1]
+    with pytest.raises(ValueError, match="larger_budgets"):
+        tlb.trace_circuit(model, tokens, (7, 9), larger_budgets=-1)
 
 
 def test_one_token_is_a_prompt(story):

@@ -18,6 +18,20 @@ def test_traces_and_contrasts_close(name):
         assert not complaints(circuit, exact=1e-9, models=1e-5)
 
 
+@pytest.mark.parametrize("name", ["stories-1l-swiglu", "stories-2l-swiglu", "stories-5l-swiglu"])
+def test_gated_twins_close_with_frozen_gates_and_in_contrasts(name):
+    model = tlb.load(name, frozen_gates=True)
+    for corrupted in (None, BOY):
+        circuit = tlb.trace_circuit(model, GIRL, TARGET, corrupted, max_nodes=10)
+        assert not complaints(circuit, exact=1e-9, models=1e-5)
+
+
+@pytest.mark.parametrize("name", ["stories-1l-relu", "stories-2l-gelu"])
+def test_twins_without_a_gate_have_no_tensor_to_trace(name):
+    with pytest.raises(ValueError, match="no gated MLP"):
+        tlb.load(name, frozen_gates=True)
+
+
 def test_the_paths_of_one_layer_are_the_logits():
     model = tlb.load("stories-1l")
     values = tlb.expand_paths(model).on_prompt([GIRL, BOY], TARGET)

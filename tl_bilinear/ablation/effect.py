@@ -11,7 +11,7 @@ from tl_bilinear.ablation.hook import ablate
 from tl_bilinear.decompositions import Mode
 from tl_bilinear.hosts import AbstractHost, get_host
 from tl_bilinear.hosts.corpus import mlp_streams
-from tl_bilinear.hosts.prompts import split_prompts, tokenize
+from tl_bilinear.hosts.prompts import one_prompt, token_names
 from tl_bilinear.hosts.reading import Reading, read_ends, target_values
 from tl_bilinear.hosts.target import Target, make_readouts
 from tl_bilinear.hosts.writing import mlp_writing, writing_hooks
@@ -75,11 +75,8 @@ def measure_ablation(
         ValueError: as `attribute_modes` and `ablate`, and for texts without tokens.
     """
     host = get_host(model)
-    prompts = split_prompts(text)
-    if len(prompts) != 1:
-        raise ValueError(f"one prompt is needed, got {len(prompts)}")
-    readouts = make_readouts(host, target, prompts)
-    tokens = tokenize(host, prompts)
+    tokens = [one_prompt(host, text)]
+    readouts = make_readouts(host, target, [text])
 
     def run() -> Reading:
         hooks = [host.mlp_input_site(mode.layer), *writing_hooks(host, mode.layer)]
@@ -124,6 +121,6 @@ def _probabilities(
         first = before.logits[0, site].softmax(-1)
         second = after.logits[0, site].softmax(-1)
         for token in readout.weights:
-            name = host.str_tokens(torch.tensor([token]))[0] if host.model.tokenizer else str(token)
+            name = token_names(host, torch.tensor([token]))[0]
             rows.append((name, float(first[token]), float(second[token])))
     return tuple(rows)

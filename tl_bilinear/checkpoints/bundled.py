@@ -16,6 +16,13 @@ def bundled_folder(name: str) -> Path | None:
     return ZOO / name if name in bundled_models() else None
 
 
+def beginning(story: str, n_characters: int) -> str:
+    """The story's first whole words, `n_characters` at most."""
+    if len(story) <= n_characters:
+        return story
+    return story[: n_characters + 1].rsplit(maxsplit=1)[0]
+
+
 def bundled_stories() -> tuple[str, ...]:
     """Stories written by the bundled SwiGLU teacher, not trained on (see zoo/README.md)."""
     text = (ZOO / "stories.txt").read_text(encoding="utf-8")

@@ -17,9 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_bilinear.circuits.pair_rows import pair_rows, table_text
-from tl_bilinear.hosts import AbstractHost, get_host
+from tl_bilinear.hosts import get_host
 from tl_bilinear.hosts.attention import attention_input_site, attention_scale_site, pattern_site
-from tl_bilinear.hosts.prompts import Text, split_prompts, tokenize
+from tl_bilinear.hosts.prompts import Text, one_prompt, require_in_context, token_names
 from tl_bilinear.hosts.provenance import Provenance, provenance
 from tl_bilinear.hosts.rotation import rotation_hooks
 from tl_bilinear.hosts.score_map import ScoreMap, read_score_map
@@ -27,6 +27,7 @@ from tl_bilinear.hosts.sources import (
     CONSTANT,
     Source,
     source_hooks,
+    source_index,
     source_values,
     stream_sources,
 )
@@ -77,10 +78,7 @@ class ScorePairs:
         Raises:
             ValueError: a source that the table does not have.
         """
-        names = [str(known) for known in self.sources]
-        if str(source) not in names:
-            raise ValueError(f"no source {str(source)!r}: give one of {names}")
-        return names.index(str(source))
+        return source_index(self.sources, source)
 
     def pair(self, query: Source | str, key: Source | str) -> Float[Tensor, ""]:
         """What a source of the query and one of the key add to the score together."""
@@ -125,7 +123,8 @@ def score_pairs(
             f"`head` {head} is out of range: this model has {host.n_heads} heads per layer "
             f"(0-{host.n_heads - 1})"
         )
-    tokens = _one_prompt(host, text)
+    tokens = one_prompt(host, text)
+    require_in_context(host, len(tokens))
     query, key = _places(len(tokens), query, key)
     scale = attention_scale_site(host, layer)
     hooks = [attention_input_site(host, layer), pattern_site(layer), *([scale] if scale else [])]
@@ -142,6 +141,7 @@ def score_pairs(
     streams = source_values(host, sources, flat)[0]
     if scale is not None:
         streams = streams / values[scale][0, at].double()[..., None]
+    first, second = token_names(host, tokens[at])
     table = _table(rule, streams, key)
     x = values[attention_input_site(host, layer)][0, at].double()
     q, k = x[0] @ rule.query + rule.query_bias, x[1] @ rule.keys[key] + rule.key_biases[key]
@@ -156,7 +156,7 @@ def score_pairs(
         scale=rule.scale,
         softcap=rule.softcap,
         pattern=pattern,
-        tokens=_names(host, tokens[at]),
+        tokens=(first, second),
         provenance=provenance(host, rule.frozen, "none"),
     )
 
@@ -166,19 +166,6 @@ def _table(rule: ScoreMap, streams: Tensor, key: int) -> Tensor:
     queries = torch.cat([streams[0] @ rule.query, rule.query_bias[None]])
     keys = torch.cat([streams[1] @ rule.keys[key], rule.key_biases[key][None]])
     return queries @ keys.T / rule.scale
-
-
-def _one_prompt(host: AbstractHost, text: Text) -> Tensor:
-    prompts = split_prompts(text)
-    if len(prompts) > 1:
-        raise ValueError(f"one prompt is needed, got {len(prompts)}: give them one by one")
-    tokens = tokenize(host, prompts)[0]
-    if len(tokens) > host.n_ctx:
-        raise ValueError(
-            f"a prompt of {len(tokens)} tokens does not fit the model's context of {host.n_ctx}: "
-            "shorten it"
-        )
-    return tokens
 
 
 def _places(length: int, query: int, key: int) -> tuple[int, int]:
@@ -194,11 +181,3 @@ def _places(length: int, query: int, key: int) -> tuple[int, int]:
             f"the query at {query} does not see the key at {key}, which comes later: exchange them?"
         )
     return query, key
-
-
-def _names(host: AbstractHost, tokens: Tensor) -> tuple[str, str]:
-    if host.model.tokenizer is None:
-        first, second = (str(token) for token in tokens.tolist())
-    else:
-        first, second = host.str_tokens(tokens)
-    return first, second

@@ -15,7 +15,9 @@ DEFAULT_NODES = 100
 SWEEPS = 14
 """At the most, in search of a threshold."""
 LARGER = 3
-"""Budgets beyond the one asked for that are measured: thresholds of 1/2, 1/4, 1/8."""
+"""Budgets beyond the one asked for that are measured, each at half the threshold before."""
+ALL = 0.97
+"""A budget that keeps this share is taken for the largest."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,18 @@ def measure(sweep: Sweep, threshold: float) -> Point:
     )
 
 
-def search(sweep: Sweep, budget: Budget) -> Found:
+def search(sweep: Sweep, budget: Budget, larger: int | None = LARGER) -> Found:
     """The sweep of the budget: the lowest threshold that keeps to the nodes, or the highest that
-    keeps the share."""
+    keeps the share.
+
+    Args:
+        larger: how many budgets beyond it are measured as well; None goes on to the largest.
+
+    Raises:
+        ValueError: fewer than none.
+    """
+    if larger is not None and larger < 0:
+        raise ValueError(f"`larger_budgets` is {larger}: give 0 or more, or None for all")
     points: dict[float, Point] = {}
 
     def at(threshold: float) -> Point:
@@ -105,8 +116,9 @@ def search(sweep: Sweep, budget: Budget) -> Found:
     # A kept share is reached at `low`, a number of nodes is kept to at `high`.
     by_share = budget.max_nodes is None
     threshold = low if by_share or not enough(at(low)) else high
-    for step in range(1, LARGER + 1):
-        at(threshold / 2**step)
+    for step in range(1, 64 if larger is None else larger + 1):
+        if at(threshold / 2**step).kept >= ALL and larger is None:
+            break
     ledger = sweep.run(threshold)
     curve = sorted((p for p in points.values() if p.threshold <= threshold), key=_nodes)
     return Found(

@@ -27,7 +27,7 @@ from tl_bilinear.circuits.recurring import RecurringMode
 from tl_bilinear.circuits.trace import Prompt
 from tl_bilinear.hosts import AbstractHost, get_host
 from tl_bilinear.hosts.corpus import hook_batches
-from tl_bilinear.hosts.prompts import split_prompts, tokenize
+from tl_bilinear.hosts.prompts import require_in_context, split_prompts, tokenize
 from tl_bilinear.hosts.reading import Reading, target_values
 from tl_bilinear.hosts.target import Readout, Target, make_readouts
 
@@ -173,11 +173,7 @@ def _rows(host: AbstractHost, prompts: Sequence[Prompt], targets: Sequence[Targe
         tokens = tokenize(host, single)[0]
         for readout in make_readouts(host, target, single):
             row = torch.cat([tokens, torch.tensor(readout.prefix, dtype=tokens.dtype)])
-            if len(row) > host.n_ctx:
-                raise ValueError(
-                    f"prompt {number} has {len(row)} tokens (target included), more than the "
-                    f"model's context of {host.n_ctx}"
-                )
+            require_in_context(host, len(row), f"prompt {number}")
             found.append(_Row(row, readout, number))
     return found
 

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from tl_bilinear.circuits.steps import LayerStep, NormStep, ends, layer_step, norm_step
 from tl_bilinear.hosts.host import AbstractHost
+from tl_bilinear.hosts.prompts import token_names
 from tl_bilinear.hosts.replay import Replay
+from tl_bilinear.hosts.target import readout_bias
 
 CACHED_NUMBERS = 2**27
 """MLP weights, in float64, that are kept between sweeps instead of being converted again."""
@@ -94,9 +96,7 @@ def make_ground(
     for readout, place in zip(places.readouts, places.read_at, strict=True):
         constant = 0.0
         if frozen and layer is None:
-            constant = float(host.readout_offset(readout.direction))
-            for token, weight in readout.weights.items():
-                constant += weight * float(host.b_U[token].detach())
+            constant = float(readout_bias(host, readout))
         readouts.append((place, readout.direction.to(token_part), constant))
     return Ground(
         host=host,
@@ -112,14 +112,7 @@ def make_ground(
 
 
 def _target_label(readouts: Sequence) -> str:
-    return " + ".join(readout.label for readout in readouts)
-
-
-def token_names(host: AbstractHost, tokens: Tensor) -> list[str]:
-    """Each token's exact text; its id where there is no tokenizer."""
-    if host.model.tokenizer is None:
-        return [str(token) for token in tokens.tolist()]
-    return host.str_tokens(tokens)
+    return " + ".join(readout.label for readout in readouts).replace("+ − ", "− ")
 
 
 def _labels(host: AbstractHost, tokens: Sequence[Tensor]) -> tuple[tuple[str, int], ...]:

@@ -31,10 +31,10 @@ def step_attention(
     for place in readers.active:
         names, directions = readers.names[place], readers.directions[place]
         back = step.behind_attention.back(directions, place)
-        heads = torch.einsum("hed,rd->rhe", step.heads.W_O, back)
+        heads = torch.einsum("hed,rd->rhe", step.heads.out, back)
         if step.attention_bias is not None:
-            values = step.pattern[:, place].sum(-1)[:, None] * step.heads.b_V
-            bias = (heads * values).sum((1, 2)) + back @ step.heads.b_O
+            values = step.pattern[:, place].sum(-1)[:, None] * step.heads.value_bias
+            bias = (heads * values).sum((1, 2)) + back @ step.heads.out_bias
             add_bias(ledger, layer, "attention", names, bias + directions @ step.attention_bias)
         add_drift(ledger, layer, "attention_post", step.behind_attention, place, names, directions)
         if step.pattern_change is not None:
@@ -80,7 +80,7 @@ def _edges(
         )
         ledger.flow(id, names, worth[:, head, source])
         rest = rest - worth[:, head, source]
-        direction = step.heads.W_V[head] @ heads[:, head].sum(0) * pattern[head, source]
+        direction = step.heads.value[head] @ heads[:, head].sum(0) * pattern[head, source]
         found.append((source, id, direction))
     id = f"L{layer}.{place}.attention-rest"
     label = f"other heads' edges, layer {layer}"

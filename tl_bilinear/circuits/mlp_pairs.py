@@ -29,6 +29,7 @@ from tl_bilinear.hosts.sources import (
     CONSTANT,
     Source,
     source_hooks,
+    source_index,
     source_values,
     stream_sources,
 )
@@ -74,10 +75,7 @@ class SourcePairs:
         Raises:
             ValueError: a source that the table does not have.
         """
-        names = [str(known) for known in self.sources]
-        if str(source) not in names:
-            raise ValueError(f"no source {str(source)!r}: give one of {names}")
-        return names.index(str(source))
+        return source_index(self.sources, source)
 
     def pair(self, first: Source | str, second: Source | str) -> Float[Tensor, "batch site"]:
         """What an unordered pair adds to the target; a source with itself counts once."""

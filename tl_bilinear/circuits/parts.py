@@ -85,13 +85,32 @@ class ModeParts(AbstractParts):
         return ModeParts(self.eigenvalues, vectors, self.writes)
 
 
-@final
 @dataclass(frozen=True, eq=False)
-class NeuronParts(AbstractParts):
-    """Hidden units of one layer."""
+class ChosenParts(AbstractParts):
+    """Some of the elements that one layer's output is taken apart into."""
 
     tensor: BilinearTensor
     index: tuple[int, ...]
+    """Which elements."""
+
+    @property
+    @abstractmethod
+    def n_elements(self) -> int:
+        """How many there are to choose from."""
+
+    def drawn(self, generator: torch.Generator) -> "ChosenParts":
+        """Other elements of the same."""
+        return replace(self, index=others(self.index, self.n_elements, generator))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class NeuronParts(ChosenParts):
+    """Hidden units of one layer."""
+
+    @property
+    def n_elements(self) -> int:
+        return self.tensor.rank
 
     def outputs(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token part d_model"]:
         chosen = list(self.index)
@@ -99,62 +118,52 @@ class NeuronParts(AbstractParts):
         amounts = (x @ tensor.left[:, chosen]) * (x @ tensor.right[:, chosen])
         return amounts[..., None] * tensor.out[:, chosen].T
 
-    def drawn(self, generator: torch.Generator) -> "NeuronParts":
-        """Other hidden units."""
-        return NeuronParts(self.tensor, others(self.index, self.tensor.rank, generator))
+
+@dataclass(frozen=True, eq=False)
+class DirectionParts(ChosenParts):
+    """Directions of a basis of what one layer reads, or of what it writes."""
+
+    rows: Float[Tensor, "element d_model"]
+    duals: Float[Tensor, "element d_model"]
+
+    @property
+    def n_elements(self) -> int:
+        return len(self.rows)
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class InputParts(AbstractParts):
+class InputParts(DirectionParts):
     """Input directions of one layer."""
-
-    tensor: BilinearTensor
-    rows: Float[Tensor, "element d_model"]
-    duals: Float[Tensor, "element d_model"]
-    index: tuple[int, ...]
 
     def outputs(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token part d_model"]:
         chosen = list(self.index)
         return (x @ self.duals[chosen].T)[..., None] * through(self.tensor, self.rows[chosen], x)
 
-    def drawn(self, generator: torch.Generator) -> "InputParts":
-        """Other directions of the basis."""
-        chosen = others(self.index, len(self.rows), generator)
-        return InputParts(self.tensor, self.rows, self.duals, chosen)
-
 
 @final
 @dataclass(frozen=True, eq=False)
-class OutputParts(AbstractParts):
+class OutputParts(DirectionParts):
     """Output directions of one layer."""
-
-    tensor: BilinearTensor
-    rows: Float[Tensor, "element d_model"]
-    duals: Float[Tensor, "element d_model"]
-    index: tuple[int, ...]
 
     def outputs(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token part d_model"]:
         chosen = list(self.index)
         return (self.tensor(x) @ self.duals[chosen].T)[..., None] * self.rows[chosen]
 
-    def drawn(self, generator: torch.Generator) -> "OutputParts":
-        """Other directions of the basis."""
-        chosen = others(self.index, len(self.rows), generator)
-        return OutputParts(self.tensor, self.rows, self.duals, chosen)
-
 
 @final
 @dataclass(frozen=True, eq=False)
-class FeatureParts(AbstractParts):
+class FeatureParts(ChosenParts):
     """Features of a dictionary of one layer's input or output."""
 
-    tensor: BilinearTensor
     dictionary: Dictionary
     gain: Float[Tensor, " d_model"]
     bias: Float[Tensor, " d_model"]
     reads: bool
-    index: tuple[int, ...]
+
+    @property
+    def n_elements(self) -> int:
+        return self.dictionary.n_features
 
     def outputs(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token part d_model"]:
         chosen = list(self.index)
@@ -164,11 +173,6 @@ class FeatureParts(AbstractParts):
             return z[..., None] * rows
         z = self.dictionary.encode(self.gain * x + self.bias)[:, chosen]
         return z[..., None] * through(self.tensor, rows / self.gain, x)
-
-    def drawn(self, generator: torch.Generator) -> "FeatureParts":
-        """Other features."""
-        chosen = others(self.index, self.dictionary.n_features, generator)
-        return replace(self, index=chosen)
 
 
 def through(

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from tl_bilinear.circuits.scores import ScoreStep, score_step
 from tl_bilinear.frozen_map import FrozenMap
-from tl_bilinear.hosts.head_weights import HeadWeights, head_weights
+from tl_bilinear.hosts.attention import AttentionWeights, folded_attention_weights
+from tl_bilinear.hosts.checked_map import mlp_map_on
 from tl_bilinear.hosts.host import AbstractHost
 from tl_bilinear.hosts.norm import Norm
-from tl_bilinear.hosts.replay import Replay, mlp_map
+from tl_bilinear.hosts.replay import Replay
 from tl_bilinear.quadratic_map import QuadraticMap
 
 
@@ -82,7 +83,7 @@ class LayerStep:
     mlp_bias: Float[Tensor, " d_model"] | None
     """Of the norm behind the MLP; None in a contrast, where constants cancel."""
     attention_norm: NormStep
-    heads: HeadWeights
+    heads: AttentionWeights
     pattern: Float[Tensor, "head place place"]
     """Or its mean over two runs."""
     values: Float[Tensor, "head place d_head"]
@@ -102,7 +103,7 @@ def layer_step(
 ) -> LayerStep:
     """The step of one layer, for one run (frozen) or two (their difference)."""
     rows = [run.layers[layer] for run in runs]
-    heads, reads = head_weights(host, layer), host.attention_norm(layer)
+    heads, reads = folded_attention_weights(host, layer), host.attention_norm(layer)
     values = [heads.values(reads.normalize(row.before_attention)) for row in rows]
     norm = host.mlp_norm(layer)
     xs = [norm.normalize(row.before_mlp) for row in rows]
@@ -120,7 +121,7 @@ def layer_step(
         pattern=_mean([row.pattern for row in rows]),
         values=ends(values),
         pattern_change=None if frozen else ends([row.pattern for row in rows]),
-        mean_values=_mean(values) + heads.b_V[:, None],
+        mean_values=_mean(values) + heads.value_bias[:, None],
         behind_attention=norm_step(attention_post, [row.attention for row in rows]),
         attention_bias=_bias(attention_post, xs[0]) if frozen else None,
         scores=score_step(host, runs, layer) if expand_patterns else None,
@@ -158,7 +159,7 @@ def _bias(norm: Norm, like: Tensor) -> Tensor:
 def _maps(host: AbstractHost, layer: int, xs: Sequence[Tensor]) -> PlaceMaps:
     gate = host.gate(layer) if host.frozen_gates else None
     if gate is None or len(xs) == 1:
-        found = mlp_map(host, layer, xs[0])
+        found = mlp_map_on(host, layer, xs[0])
         if isinstance(found, FrozenMap):
             return PlaceMaps(found.weights, found.slope)
         return PlaceMaps(found)

@@ -1,6 +1,6 @@
 """A target that is read at one place: one token, a difference of two, or a direction."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -65,10 +65,3 @@ def token_ids(host: AbstractHost, tokens: Iterable[int | str]) -> Int[Tensor, " 
     if not ids:
         raise ValueError("no tokens were given: give token ids or texts")
     return torch.tensor(ids)
-
-
-def token_names(host: AbstractHost, ids: Sequence[int]) -> list[str]:
-    """Each token's text, or its id where the model has no tokenizer."""
-    if host.model.tokenizer is None:
-        return [str(i) for i in ids]
-    return host.str_tokens(torch.tensor(list(ids), dtype=torch.long)) if ids else []

@@ -8,15 +8,15 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_bilinear.circuits.bases import AbstractBasis, Basis, Eigenmodes, choose_basis
-from tl_bilinear.circuits.budget import Budget, search
+from tl_bilinear.circuits.budget import LARGER, Budget, search
 from tl_bilinear.circuits.circuit import Circuit
-from tl_bilinear.circuits.ground import Ground, make_ground, token_names
+from tl_bilinear.circuits.ground import Ground, make_ground
 from tl_bilinear.circuits.joins import unsplit
 from tl_bilinear.circuits.readers import Ledger
 from tl_bilinear.circuits.sweep import Sweep
 from tl_bilinear.hosts import AbstractHost, get_host
 from tl_bilinear.hosts.places import find_places
-from tl_bilinear.hosts.prompts import split_prompts, tokenize
+from tl_bilinear.hosts.prompts import one_prompt, token_names
 from tl_bilinear.hosts.provenance import provenance
 from tl_bilinear.hosts.replay import replay
 from tl_bilinear.hosts.target import Readout, Target, make_readouts
@@ -40,6 +40,7 @@ def trace_circuit(
     tree: bool = False,
     joins: bool = False,
     expand_patterns: bool = False,
+    larger_budgets: int | None = LARGER,
 ) -> Circuit:
     """The circuit through which a target comes from the tokens of a prompt, in float64.
 
@@ -64,13 +65,16 @@ def trace_circuit(
         max_nodes: the budget: modes and head edges at the most; 100 where nothing is said.
         kept: or the part of the sum of |shares| over the sources that is to be traced to tokens.
         basis: what MLPs are taken apart into: "eigenmodes"; "neurons"; "random", "w_out" (its
-            singular vectors) or "hosvd" directions; dictionaries {layer: Dictionary}; a basis of
-            your own (`circuits.bases`).
+            singular vectors); "hosvd" (output modes) or "tucker" (input modes); dictionaries
+            {layer: Dictionary}; a basis of your own (`circuits.bases`).
         tree: take the direction of every reader apart for itself, instead of their sum.
         joins: leave the product of two sources in a mode whole, as a node between them and the
             mode.
         expand_patterns: of a contrast: patterns' changes that are nodes are read on through
             their scores, to what changed in queries and keys (`circuits.scores`).
+        larger_budgets: how many budgets beyond this one, each at half the threshold before, are
+            measured for `settings["budget_curve"]`: [nodes, kept share, |target - kept| /
+            |target|] of each. None: all, until 0.97 is kept (many sweeps, each dearer).
 
     Cost: a forward pass per branch of the target; a sweep for each of about ten thresholds, each
     an eigh of d_model^2 per (layer, position) whose whole share could hold a node.
@@ -90,7 +94,7 @@ def trace_circuit(
         raise ValueError("`expand_patterns` is of a contrast, where patterns change: give one")
     ground = _ground(host, text, target, corrupted, position, layer, expand_patterns)
     sweep = Sweep(ground, chosen, tree)
-    found = search(sweep, budget)
+    found = search(sweep, budget, larger_budgets)
     circuit = build_circuit(ground, found.ledger, {**_settings(sweep), **found.settings})
     return unsplit(circuit) if joins else circuit
 
@@ -159,9 +163,9 @@ def _ground(
     layer: int | None,
     expand_patterns: bool = False,
 ) -> Ground:
-    prompts = [_tokens(host, "text", text)]
+    prompts = [one_prompt(host, text)]
     if corrupted is not None:
-        prompts.append(_tokens(host, "corrupted", corrupted))
+        prompts.append(one_prompt(host, corrupted, "corrupted"))
         if len(prompts[0]) != len(prompts[1]):
             raise ValueError(
                 f"a contrast needs prompts of one length, got {len(prompts[0])} and "
@@ -172,13 +176,6 @@ def _ground(
     found = [find_places(prompt, readouts, place) for prompt in prompts]
     runs = [replay(host, each, layer) for each in found]
     return make_ground(host, runs, layer, expand_patterns)
-
-
-def _tokens(host: AbstractHost, name: str, prompt: Prompt) -> Int[Tensor, " pos"]:
-    prompts = split_prompts(prompt)
-    if len(prompts) != 1:
-        raise ValueError(f"`{name}` must be one prompt, got {len(prompts)}: trace them one by one")
-    return tokenize(host, prompts)[0]
 
 
 def _readouts(

@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_bilinear.circuits.one_layer import OneLayer
-from tl_bilinear.circuits.token_target import TokenTarget, token_names
+from tl_bilinear.circuits.token_target import TokenTarget
 from tl_bilinear.circuits.virtual_source import VirtualSource, base_gram, square_root
+from tl_bilinear.hosts.prompts import token_names
 from tl_bilinear.hosts.provenance import Provenance
 
 CUTOFF = 1e-10
@@ -149,4 +150,4 @@ def argument_name(layer: OneLayer, source: VirtualSource, index: int) -> str:
         return ""
     if source.argument == "position":
         return f"position {index}"
-    return token_names(layer.host, [index])[0]
+    return token_names(layer.host, torch.tensor([index]))[0]

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
-import typer
 from rich.console import Console
+
+from tl_bilinear import one_line_errors
 
 
 class Host(str, Enum):
@@ -26,13 +27,9 @@ def errors_in_one_line() -> Iterator[None]:
     # Everything is local; progress bars of other packages would break ours.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except (ValueError, OSError, ImportError) as error:
-        typer.echo(f"tl-bilinear: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(1) from error
+    with one_line_errors.errors_in_one_line("tl-bilinear"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager

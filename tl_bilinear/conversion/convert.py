@@ -5,9 +5,6 @@ import json
 import shutil
 from pathlib import Path
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from tl_bilinear.checkpoints.bundled import bundled_folder
@@ -17,10 +14,10 @@ from tl_bilinear.conversion.distillation import DistillationConfig, bilinearize
 from tl_bilinear.conversion.evaluation import (
     SEPARATOR,
     Evaluation,
-    encode_stories,
     evaluate,
     load_folder,
     read_stories,
+    story_stream,
 )
 from tl_bilinear.conversion.gates import gate_activation
 from tl_bilinear.optimisation.files import whole_folder
@@ -70,7 +67,7 @@ def convert_folder(
     anneal_(untrained, beta=0.0)  # before anything long: refuses what cannot be converted
     fold_gate_(untrained)
     training, testing, testing_name = _documents(Path(text), held_out)
-    stream = _stream(tokenizer, training)
+    stream = story_stream(tokenizer, training)
 
     def losses(model: PreTrainedModel) -> Evaluation:
         longest = min(512, model.config.max_position_embeddings)
@@ -123,11 +120,6 @@ def _split(text: Path) -> list[str]:
     if len(documents) > 1:
         return documents
     return [part.strip() for part in documents[0].split("\n\n") if part.strip()]
-
-
-def _stream(tokenizer, documents: list[str]) -> Int[Tensor, " n_tokens"]:
-    rows = encode_stories(tokenizer, documents)
-    return torch.tensor([token for row in rows for token in row])
 
 
 def _write(model: PreTrainedModel, tokenizer, card: str, source: Path, target: Path) -> None:

@@ -21,6 +21,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from tl_bilinear.one_line_errors import errors_in_one_line
+
 SEPARATOR = "<|endoftext|>"
 
 
@@ -74,6 +76,16 @@ def encode_stories(tokenizer, stories: list[str]) -> list[list[int]]:
         )
     encoded = tokenizer(stories, add_special_tokens=False)["input_ids"] if stories else []
     return [[start, *tokens] for tokens in encoded]
+
+
+def story_stream(tokenizer, stories: list[str]) -> Int[Tensor, " n_tokens"]:
+    """All stories one after another, each behind its beginning-of-text token.
+
+    Raises:
+        ValueError: as `encode_stories`.
+    """
+    rows = encode_stories(tokenizer, stories)
+    return torch.tensor([token for row in rows for token in row])
 
 
 @torch.no_grad()
@@ -167,13 +179,10 @@ def _main(
     max_tokens: Annotated[int, typer.Option(help="Cut each story at so many tokens.")] = 512,
 ) -> None:
     """Print a model's nats per token, tokens and bits per byte on a text."""
-    try:
+    with errors_in_one_line():
         stories = read_stories(text)[:first]
         model, tokenizer = load_folder(folder)
         result = evaluate(model, tokenizer, stories, max_tokens=max_tokens, progress=True)
-    except ValueError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True)
-        raise typer.Exit(1) from error
     Console().print(
         f"{result.nats_per_token:.4f} nats per token, {result.n_tokens} tokens, "
         f"{result.bits_per_byte:.4f} bits per byte, {result.n_stories} stories",

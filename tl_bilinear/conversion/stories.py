@@ -28,12 +28,14 @@ from tl_bilinear.conversion.evaluation import (
     evaluate,
     load_folder,
     read_stories,
+    story_stream,
 )
 from tl_bilinear.conversion.memory import keep_freed_memory
 from tl_bilinear.conversion.sampling import SampledStories, sample_stories
 from tl_bilinear.conversion.story_card import StoryCard, card_text
 from tl_bilinear.conversion.story_stages import STAGES, FinishedStage, Stage
 from tl_bilinear.conversion.widening import widen_
+from tl_bilinear.one_line_errors import errors_in_one_line
 from tl_bilinear.optimisation.files import (
     fingerprint_settings,
     fingerprint_tokens,
@@ -110,8 +112,7 @@ def training_stream(
         )
         parts.append(samples.stream())
     if text is not None:
-        rows = encode_stories(tokenizer, read_stories(text)[HELD_OUT:-1])
-        stream = torch.tensor([token for row in rows for token in row])
+        stream = story_stream(tokenizer, read_stories(text)[HELD_OUT:-1])
         parts += [stream] * stage.text_copies
     if not parts:
         raise ValueError("a stage of 0 stories needs --text: there is nothing to train on")
@@ -214,6 +215,8 @@ def build(
         held_out=held_out,
         n_held_out=HELD_OUT,
         sample=greedy_text(student, tokenizer),
+        d_mlp=student.config.intermediate_size,
+        n_weights=sum(each.numel() for each in student.parameters()),
     )
     save_student(student, card_text(card), zoo / TEACHER, zoo / STUDENT)
     return losses
@@ -239,16 +242,10 @@ def _main(
     keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
-    try:
+    with errors_in_one_line(work_dir=work_dir):
         if not 1 <= n_stages <= len(STAGES):
             raise ValueError(f"--stages is {n_stages}: give 1 to {len(STAGES)}")
         losses = build(work_dir, zoo=zoo, text=text, held_out=held_out, stages=STAGES[:n_stages])
-    except ValueError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        console.print(f"stopped; the same command goes on from {work_dir}")
-        raise typer.Exit(130) from None
     for name, by_model in losses.items():
         for which, loss in by_model.items():
             console.print(f"{name}: {which}: {loss.nats_per_token:.4f} nats per token")

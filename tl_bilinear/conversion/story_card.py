@@ -30,6 +30,8 @@ class StoryCard:
     held_out: Path | None
     n_held_out: int
     sample: str
+    d_mlp: int
+    n_weights: int
 
     def metrics(self) -> list[dict]:
         """The lines of every stage's metrics.jsonl, steps counted on and seconds added up."""
@@ -56,11 +58,13 @@ def build_command(card: StoryCard) -> str:
 def card_text(card: StoryCard) -> str:
     """Return the whole card, in Markdown."""
     metrics = card.metrics()
-    return "\n\n".join([_head(), _recipe(card, metrics[-1]), _losses(card, metrics), _tail(card)])
+    return "\n\n".join(
+        [_head(card), _recipe(card, metrics[-1]), _losses(card, metrics), _tail(card)]
+    )
 
 
-def _head() -> str:
-    return """\
+def _head(card: StoryCard) -> str:
+    return f"""\
 ---
 license: mit
 base_model: karpathy/tinyllamas (stories260K)
@@ -69,9 +73,9 @@ library_name: transformers
 # stories-5l: a bilinear story model
 
 A Llama whose MLPs have no activation function: `mlp(x) = down(gate(x) * up(x))`. 5 layers,
-d_model 64, d_mlp 172, 8 heads, 4 key-value heads, 512 tokens of vocabulary and of context, tied
-embeddings, RMSNorm: 260 thousand parameters. transformers loads it as a `LlamaForCausalLM` with
-`hidden_act` "linear".
+d_model 64, d_mlp {card.d_mlp} (the SwiGLU model: 172), 8 heads, 4 key-value heads, 512 tokens of
+vocabulary and of context, tied embeddings, RMSNorm: {card.n_weights / 1000:.0f} thousand
+parameters. transformers loads it as a `LlamaForCausalLM` with `hidden_act` "linear".
 
 ## Origin and licence
 

@@ -28,6 +28,14 @@ class AttentionWeights:
     out: Float[Tensor, "n_heads d_head d_model"]
     out_bias: Float[Tensor, " d_model"]
 
+    def values(self, x: Float[Tensor, "place d_model"]) -> Float[Tensor, "n_heads place d_head"]:
+        """x W_V, without the bias."""
+        return x @ self.value
+
+    def write(self, z: Float[Tensor, "n_heads place d_head"]) -> Float[Tensor, "place d_model"]:
+        """The sum of what the heads write, without b_O."""
+        return torch.einsum("hpe,hed->pd", z, self.out)
+
 
 @dataclass(frozen=True, eq=False)
 class ScoreRule:

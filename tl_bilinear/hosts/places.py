@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tl_bilinear.hosts.attention import pattern_site
 from tl_bilinear.hosts.host import AbstractHost
+from tl_bilinear.hosts.prompts import require_in_context
 from tl_bilinear.hosts.target import Readout
 
 
@@ -83,11 +84,7 @@ def see(host: AbstractHost, places: Places, hooks: Sequence[str]) -> Seen:
         ValueError: a run longer than the context.
     """
     longest = max(len(run.tokens) for run in places.runs)
-    if longest > host.n_ctx:
-        raise ValueError(
-            f"a prompt of {longest} tokens (target included) does not fit the model's context "
-            f"of {host.n_ctx}: shorten it"
-        )
+    require_in_context(host, longest)
     n, sites = len(places.tokens), [pattern_site(layer) for layer in range(host.n_layers)]
     patterns = torch.zeros(host.n_layers, host.n_heads, n, n, dtype=torch.float64)
     patterns = patterns.to(host.device)

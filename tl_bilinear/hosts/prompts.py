@@ -48,3 +48,31 @@ def tokenize(host: AbstractHost, prompts: Sequence[Prompt]) -> list[Tensor]:
         if not isinstance(prompt, str):
             require_no_left_padding(host.model.tokenizer, row[None])
     return rows
+
+
+def one_prompt(host: AbstractHost, text: Text, name: str = "text") -> Int[Tensor, " pos"]:
+    """Token ids of one prompt, under the name of the argument that it was given as.
+
+    Raises:
+        ValueError: several prompts, an empty one, or token ids that begin with padding.
+    """
+    prompts = split_prompts(text)
+    if len(prompts) != 1:
+        raise ValueError(f"`{name}` must be one prompt, got {len(prompts)}: give them one by one")
+    return tokenize(host, prompts)[0]
+
+
+def require_in_context(host: AbstractHost, length: int, name: str = "a prompt") -> None:
+    """Raise ValueError for a prompt that is longer than the model's context."""
+    if length > host.n_ctx:
+        raise ValueError(
+            f"{name} of {length} tokens (target included) does not fit the model's context of "
+            f"{host.n_ctx}: shorten it"
+        )
+
+
+def token_names(host: AbstractHost, tokens: Int[Tensor, " pos"]) -> list[str]:
+    """Each token's exact text; its id where there is no tokenizer."""
+    if host.model.tokenizer is None:
+        return [str(token) for token in tokens.tolist()]
+    return host.str_tokens(tokens) if len(tokens) else []

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_bilinear.hosts import AbstractHost
-from tl_bilinear.hosts.prompts import Text, split_prompts, tokenize
+from tl_bilinear.hosts.prompts import Text, require_in_context, split_prompts, tokenize
 from tl_bilinear.hosts.target import Readout, Target, make_readouts
 
 Positions = Literal["last", "all"]
@@ -225,10 +225,6 @@ def _run(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     rows = [torch.cat([prompt, torch.tensor(prefix, dtype=prompt.dtype)]) for prompt in prompts]
     longest = max(len(row) for row in rows)
-    if longest > host.n_ctx:
-        raise ValueError(
-            f"a prompt of {longest} tokens (target included) does not fit the model's context "
-            f"of {host.n_ctx}: shorten it"
-        )
+    require_in_context(host, longest)
     tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     return host.read(tokens, hooks)

@@ -12,15 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_bilinear.frozen_map import FrozenMap
+from tl_bilinear.hosts.attention import AttentionWeights, folded_attention_weights
+from tl_bilinear.hosts.checked_map import mlp_map_on
 from tl_bilinear.hosts.gates import NotBilinearError
-from tl_bilinear.hosts.head_weights import HeadWeights, head_weights
 from tl_bilinear.hosts.host import AbstractHost
 from tl_bilinear.hosts.norm import Norm
 from tl_bilinear.hosts.places import Places, Seen, see
 from tl_bilinear.hosts.reading import Reading, target_values
 from tl_bilinear.hosts.self_check import TOLERANCES, relative_error
-from tl_bilinear.quadratic_map import QuadraticMap
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,24 +70,15 @@ def replay(host: AbstractHost, places: Places, layer: int | None = None) -> Repl
     seen = see(host, places, [host.embedding_site(), end, *outputs])
     stream, done = seen.values[host.embedding_site()], []
     for i in layers:
-        heads, pattern = head_weights(host, i), seen.patterns[i]
+        heads, pattern = folded_attention_weights(host, i), seen.patterns[i]
         attention = _attend(host.attention_norm(i), heads, pattern, stream)
         mid = stream + behind(host.attention_post_norm(i), attention)
         x = host.mlp_norm(i).normalize(mid)
-        mlp = mlp_map(host, i, x)(x)
+        mlp = mlp_map_on(host, i, x)(x)
         _require_same(host, i, mlp, seen.values[outputs[i]])
         done.append(ReplayedLayer(stream, pattern, attention, mid, mlp))
         stream = mid + behind(host.mlp_post_norm(i), mlp)
     return Replay(places, tuple(done), stream, _target(host, places, seen, layer))
-
-
-def mlp_map(
-    host: AbstractHost, layer: int, x: Float[Tensor, "place d_model"]
-) -> QuadraticMap | FrozenMap:
-    """The MLP in float64: one map, or, of gates that are frozen on x, one per place."""
-    if host.frozen_gates and host.is_gated(layer):
-        return host.frozen_mlp_map(layer, x)
-    return host.mlp_map(layer).to(x)
 
 
 def behind(norm: Norm, output: Float[Tensor, "place d_model"]) -> Float[Tensor, "place d_model"]:
@@ -100,9 +90,9 @@ def behind(norm: Norm, output: Float[Tensor, "place d_model"]) -> Float[Tensor, 
     return out if norm.bias is None else out + norm.bias.to(out)
 
 
-def _attend(norm: Norm, heads: HeadWeights, pattern: Tensor, stream: Tensor) -> Tensor:
-    values = heads.values(norm.normalize(stream)) + heads.b_V[:, None]
-    return heads.write(pattern @ values) + heads.b_O
+def _attend(norm: Norm, heads: AttentionWeights, pattern: Tensor, stream: Tensor) -> Tensor:
+    values = heads.values(norm.normalize(stream)) + heads.value_bias[:, None]
+    return heads.write(pattern @ values) + heads.out_bias
 
 
 def _require_same(host: AbstractHost, layer: int, ours: Tensor, models: Tensor) -> None:

@@ -34,7 +34,7 @@ def set_mlps_(host: AbstractHost, maps: Mapping[int, QuadraticMap]) -> None:
     width = max(weights.tensor.rank for weights in every.values())
     for layer, weights in every.items():
         if layer in maps or weights.tensor.rank != width:
-            _put_(host, layer, padded(weights.to(host.dtype, copy=True), width))
+            _put_(host, layer, padded(weights.to(host.device, host.dtype, copy=True), width))
     _note_width_(host, width)
 
 
@@ -134,9 +134,10 @@ def _note_width_(host: AbstractHost, width: int) -> None:
     model = host.model
     source = source_of(model)
     original = getattr(model, "original_model", None)
-    for config in (source and source.config, getattr(original, "config", None)):
-        if hasattr(config, "intermediate_size"):
-            config.intermediate_size = width
-    for config in (model.cfg, getattr(original, "cfg", None)):
-        if hasattr(config, "d_mlp"):
-            config.d_mlp = width
+    configs: list[Any] = [model.cfg]
+    configs += [] if source is None else [source.config]
+    configs += [getattr(original, name, None) for name in ("config", "cfg")]
+    for config in configs:
+        for name in ("d_mlp", "intermediate_size"):
+            if hasattr(config, name):
+                setattr(config, name, width)

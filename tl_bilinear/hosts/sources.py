@@ -4,7 +4,7 @@ What an attention or an MLP reads is the sum of what was written before it. Norm
 sublayer and the stream are frozen, as everywhere.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +36,18 @@ class Source:
 
 
 CONSTANT = Source("constant")
+
+
+def source_index(sources: Sequence[Source], source: Source | str) -> int:
+    """The place of a source among others, given itself or its name (such as "L0H3").
+
+    Raises:
+        ValueError: a source that is not among them.
+    """
+    names = [str(known) for known in sources]
+    if str(source) not in names:
+        raise ValueError(f"no source {str(source)!r}: give one of {names}")
+    return names.index(str(source))
 
 
 def has_position_embedding(host: AbstractHost) -> bool:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
@@ -66,6 +66,13 @@ def fingerprint_tokens(tokens: Int[Tensor, " n_tokens"]) -> str:
     """Return the first 16 hex digits of the sha256 over the tokens as 64-bit integers."""
     values = tokens.detach().cpu().long().contiguous().numpy()
     return hashlib.sha256(values.tobytes()).hexdigest()[:16]
+
+
+def fingerprint_rows(rows: Float[Tensor, "row width"]) -> str:
+    """Sixteen hex digits of every number of a matrix, its shape and its dtype."""
+    digest = hashlib.sha256(str((tuple(rows.shape), rows.dtype)).encode())
+    digest.update(rows.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def fingerprint_settings(settings: object) -> str:

@@ -33,6 +33,7 @@ from tl_bilinear.conversion.stories import (
     training_stream,
 )
 from tl_bilinear.conversion.story_stages import N_STORIES, Stage
+from tl_bilinear.one_line_errors import errors_in_one_line
 from tl_bilinear.optimisation.files import (
     fingerprint_parameters,
     fingerprint_settings,
@@ -290,7 +291,7 @@ def _main(
     keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
-    try:
+    with errors_in_one_line(work_dir=work_dir):
         table = build(
             work_dir,
             zoo=zoo,
@@ -301,12 +302,6 @@ def _main(
         )
         if output is not None:
             replace_file(output, page(table).encode())
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        Console().print(f"stopped; the same command goes on from {work_dir}")
-        raise typer.Exit(130) from None
     for outcome in table.outcomes:
         nats = student_interval(outcome.nats(SHIPPED_TEXT))
         way = f"{outcome.way.loss}, {outcome.way.schedule}"

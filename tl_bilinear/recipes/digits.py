@@ -19,6 +19,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tl_bilinear.one_line_errors import errors_in_one_line
 from tl_bilinear.optimisation import ShuffledBatches
 from tl_bilinear.optimisation.files import fingerprint_settings, replace_file
 from tl_bilinear.recipes.toy_runs import seconds_of
@@ -158,7 +159,7 @@ def _main(
     """Rebuild the bundled classifier of digits, without the network."""
     if threads:
         torch.set_num_threads(threads)
-    try:
+    with errors_in_one_line():
         if wheel is not None:
             store_images(wheel, toys)
         training = replace(
@@ -166,9 +167,6 @@ def _main(
         )
         recipe = replace(RECIPE, noise_at=cast(Noise, noise_at), training=training)
         runs = build(work_dir, toys=toys, recipe=recipe)
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True)
-        raise typer.Exit(1) from error
     console = Console()
     for run in runs:
         console.print(f"seed {run.seed}: accuracy train {run.train:.4f}, test {run.test:.4f}")

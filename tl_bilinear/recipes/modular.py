@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
 
+from tl_bilinear.one_line_errors import errors_in_one_line
 from tl_bilinear.optimisation.files import fingerprint_settings, replace_file
 from tl_bilinear.recipes.toy_runs import seconds_of
 from tl_bilinear.toys import (
@@ -192,12 +193,9 @@ def _main(
     """Rebuild the models of arithmetic modulo a prime, without the network."""
     if threads:
         torch.set_num_threads(threads)
-    try:
+    with errors_in_one_line():
         table = recipes(p=p, head_seeds=range(head_seeds), token_seeds=range(token_seeds))
         runs = build(work_dir, list(table), toys=toys)
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True)
-        raise typer.Exit(1) from error
     console = Console()
     for run in runs:
         test = ", ".join(f"{op} {value:.3f}" for op, value in run.test.items())

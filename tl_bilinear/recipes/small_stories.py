@@ -19,7 +19,14 @@ import torch
 import typer
 from rich.console import Console
 
-from tl_bilinear.conversion.evaluation import Evaluation, evaluate, load_folder, read_stories
+from tl_bilinear.checkpoints.bundled import beginning
+from tl_bilinear.conversion.evaluation import (
+    Evaluation,
+    evaluate,
+    load_folder,
+    read_stories,
+    story_stream,
+)
 from tl_bilinear.conversion.memory import keep_freed_memory
 from tl_bilinear.conversion.sampling import sample_stories
 from tl_bilinear.conversion.stories import (
@@ -32,6 +39,7 @@ from tl_bilinear.conversion.stories import (
     ZOO,
     greedy_text,
 )
+from tl_bilinear.one_line_errors import errors_in_one_line
 from tl_bilinear.optimisation.files import replace_file, whole_folder
 from tl_bilinear.recipes.small_story_cards import story_card, twins_page
 from tl_bilinear.recipes.story_runs import (
@@ -42,7 +50,6 @@ from tl_bilinear.recipes.story_runs import (
     StorySize,
     StoryText,
     run_story,
-    text_stream,
 )
 from tl_bilinear.training import MLP, Shape, train_tokenizer
 
@@ -60,6 +67,8 @@ N_STORIES = 2560
 N_STEPS = 3000
 SEARCH = 6  # a run for choosing the learning rate has this part of the steps
 THIRD_SPLIT = "third split"
+N_CHARACTERS = 800
+"""Of a held-out story: all of it inside every model's context."""
 
 
 def story_text(work_dir: Path, text: Path | None, n_stories: int, zoo: Path = ZOO) -> StoryText:
@@ -106,15 +115,10 @@ def story_text(work_dir: Path, text: Path | None, n_stories: int, zoo: Path = ZO
             SHIPPED_TEXT: shipped,
         }
     tokenizer = train_tokenizer(stories, D_VOCAB)
-    cut = {name: [beginning(story) for story in each] for name, each in held_out.items()}
-    return StoryText(tokenizer, text_stream(tokenizer, stories), cut)
-
-
-def beginning(story: str, n_characters: int = 800) -> str:
-    """The story's first whole words, `n_characters` at most."""
-    if len(story) <= n_characters:
-        return story
-    return story[: n_characters + 1].rsplit(maxsplit=1)[0]
+    cut = {
+        name: [beginning(story, N_CHARACTERS) for story in each] for name, each in held_out.items()
+    }
+    return StoryText(tokenizer, story_stream(tokenizer, stories), cut)
 
 
 def best_rate(
@@ -227,7 +231,7 @@ def _main(
     if threads:
         torch.set_num_threads(threads)
     sizes = [size for size in SIZES if only in (None, size.name)]
-    try:
+    with errors_in_one_line(work_dir=work_dir):
         if not sizes:
             raise ValueError(f"there is no {only}: give {' or '.join(s.name for s in SIZES)}")
         data = story_text(work_dir, text, n_stories, zoo)
@@ -258,12 +262,6 @@ def _main(
                 third_split=THIRD_SPLIT,
             )
             replace_file(page, written.encode())
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        console.print(f"stopped; the same command goes on from {work_dir}")
-        raise typer.Exit(130) from None
 
 
 if __name__ == "__main__":

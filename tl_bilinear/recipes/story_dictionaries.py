@@ -25,6 +25,7 @@ from tl_bilinear.conversion import sample_stories
 from tl_bilinear.conversion.evaluation import load_folder, read_stories
 from tl_bilinear.hosts import AbstractHost, get_host
 from tl_bilinear.hosts.corpus import hook_batches
+from tl_bilinear.one_line_errors import errors_in_one_line
 from tl_bilinear.optimisation.files import fingerprint_settings, replace_file, whole_folder
 from tl_bilinear.recipes.dictionary_card import DictionaryCard, Entry, card_text
 from tl_bilinear.training import TopKConfig, measure_fidelity, train_dictionary
@@ -143,13 +144,10 @@ def _main(
     if threads:
         torch.set_num_threads(threads)
     config = replace(RECIPE, n_steps=steps, seed=seed)
-    try:
+    with errors_in_one_line():
         entries = build(
             work_dir, zoo=zoo, text=text, n_stories=n_stories, config=config, layer=layer
         )
-    except ValueError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True)
-        raise typer.Exit(1) from error
     console = Console()
     for entry in entries:
         found = entry.fidelity

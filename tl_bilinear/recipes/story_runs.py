@@ -5,7 +5,6 @@ folder of that name: run again, it goes on, and a finished one is only read.
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tl_bilinear.conversion.evaluation import Evaluation, encode_stories, evaluate
+from tl_bilinear.conversion.evaluation import Evaluation, evaluate
 from tl_bilinear.optimisation import TokenWindows
 from tl_bilinear.optimisation.files import (
     fingerprint_settings,
@@ -99,12 +98,6 @@ class StoryRun:
             for name, parameter in model.named_parameters():
                 parameter.copy_(stored[name])
         return model.eval()
-
-
-def text_stream(tokenizer: Any, stories: Sequence[str]) -> Int[Tensor, " n_tokens"]:
-    """All stories one after another, each begun by the beginning-of-text token."""
-    rows = encode_stories(tokenizer, list(stories))
-    return torch.tensor([token for row in rows for token in row])
 
 
 def run_story(recipe: StoryRecipe, text: StoryText, work_dir: Path) -> StoryRun:

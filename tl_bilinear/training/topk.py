@@ -12,21 +12,22 @@ fifth, and batches come from a seeded permutation per epoch, so that a run that 
 on bit for bit.
 """
 
-import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from tl_bilinear.dictionary import Dictionary
-from tl_bilinear.training.state import TrainingState, claim_state, write_state
+from tl_bilinear.optimisation import TrainingRun
+from tl_bilinear.optimisation.files import fingerprint_rows
 
 MEDIAN_TOKENS = 4096
 MEDIAN_STEPS = 32
-BETAS, EPSILON = (0.9, 0.999), 6.25e-10
+EPSILON = 6.25e-10
 
 
 @dataclass(frozen=True)
@@ -89,50 +90,57 @@ def train_dictionary(
     _check(activations, config)
     centre = activations.mean(0)
     scale = float((activations - centre).square().mean().sqrt()) ** -1
-    state = None if folder is None else claim_state(Path(folder), config, activations)
-    if state is None:
-        state = _begin(activations, config, scale)
-    start = time.monotonic() - state.seconds
-    per_epoch = len(activations) // config.batch_size
-    steps = range(state.step, config.n_steps)
-    bar = tqdm(steps, initial=state.step, total=config.n_steps, disable=not progress, delay=2)
-    order, epoch = torch.empty(0), -1
-    for step in bar:
-        if step // per_epoch != epoch:
-            epoch = step // per_epoch
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-            order = torch.randperm(len(activations), generator=generator)
-        first = step % per_epoch * config.batch_size
-        batch = activations[order[first : first + config.batch_size]] * scale
-        fvu, l0 = _step_(state, batch, config)
-        state.step = step + 1
-        if state.step % config.save_every == 0 or state.step == config.n_steps:
-            state.seconds = time.monotonic() - start
-            dead = float((state.silent >= config.dead_after).double().mean())
-            state.curve.append(
-                {
-                    "step": state.step,
-                    "fvu": fvu,
-                    "l0": l0,
-                    "dead": dead,
-                    "seconds": round(state.seconds, 1),
-                }
-            )
-            bar.set_postfix(fvu=f"{fvu:.3f}", dead=f"{dead:.2f}")
-            if folder is not None:
-                write_state(state, Path(folder))
-    weights = state.weights
-    found = Dictionary(
-        encoder=weights["encoder"].clone(),
-        encoder_bias=weights["encoder_bias"] / scale,
-        decoder=weights["decoder"].clone(),
-        decoder_bias=weights["decoder_bias"] / scale,
-        activation="topk",
-        hook_name=hook_name,
-        source=source,
-        k=config.k,
-    )
-    return TrainedDictionary(found, tuple(state.curve))
+    model = TopK(activations, config, scale)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, eps=EPSILON)
+    identity = {**asdict(config), "activations": fingerprint_rows(activations)}
+    run = TrainingRun(model, optimizer, folder, identity)
+    bar = tqdm(total=config.n_steps, initial=run.step, disable=not progress, delay=2)
+    for batch in _batches(activations, config, run.step):
+        metrics = _step_(model, optimizer, batch * scale, config, run.step)
+        run.record({"step": run.step + 1, **metrics})
+        bar.update()
+        if run.step % config.save_every == 0 or run.step == config.n_steps:
+            bar.set_postfix(fvu=f"{metrics['fvu']:.3f}", dead=f"{metrics['dead']:.2f}")
+            run.save()
+    found = model.dictionary(scale, hook_name, source)
+    shown = [row for row in run.metrics if row["step"] % config.save_every == 0]
+    if not shown or shown[-1]["step"] != config.n_steps:
+        shown.append(run.metrics[-1])
+    return TrainedDictionary(found, tuple(shown))
+
+
+class TopK(nn.Module):
+    """Encoder and decoder of activations at unit scale, and the tokens since a latent fired."""
+
+    silent: Tensor
+
+    def __init__(self, activations: Tensor, config: TopKConfig, scale: float):
+        super().__init__()
+        generator = torch.Generator().manual_seed(config.seed)
+        d_in = activations.shape[1]
+        decoder = torch.randn(config.n_features, d_in, generator=generator).to(activations)
+        decoder = decoder / decoder.norm(dim=-1, keepdim=True)
+        sample = torch.randperm(len(activations), generator=generator)[:MEDIAN_TOKENS]
+        self.encoder = nn.Parameter(decoder.T.contiguous().clone())
+        self.encoder_bias = nn.Parameter(decoder.new_zeros(config.n_features))
+        self.decoder = nn.Parameter(decoder)
+        self.decoder_bias = nn.Parameter(geometric_median(activations[sample] * scale))
+        silent = torch.zeros(config.n_features, dtype=torch.long, device=decoder.device)
+        self.register_buffer("silent", silent)
+        self.k = config.k
+
+    def dictionary(self, scale: float, hook_name: str, source: str) -> Dictionary:
+        """As it is now, of activations that `scale` brought to unit variance."""
+        return Dictionary(
+            encoder=self.encoder.detach().clone(),
+            encoder_bias=self.encoder_bias.detach() / scale,
+            decoder=self.decoder.detach().clone(),
+            decoder_bias=self.decoder_bias.detach() / scale,
+            activation="topk",
+            hook_name=hook_name,
+            source=source,
+            k=self.k,
+        )
 
 
 def _check(activations: Tensor, config: TopKConfig) -> None:
@@ -157,19 +165,17 @@ def _check(activations: Tensor, config: TopKConfig) -> None:
             raise ValueError(f"`{name}` must be above 0, got {getattr(config, name)}")
 
 
-def _begin(activations: Tensor, config: TopKConfig, scale: float) -> TrainingState:
-    generator = torch.Generator().manual_seed(config.seed)
-    d_in = activations.shape[1]
-    decoder = torch.randn(config.n_features, d_in, generator=generator).to(activations)
-    decoder = decoder / decoder.norm(dim=-1, keepdim=True)
-    sample = torch.randperm(len(activations), generator=generator)[:MEDIAN_TOKENS]
-    weights = {
-        "encoder": decoder.T.contiguous().clone(),
-        "encoder_bias": decoder.new_zeros(config.n_features),
-        "decoder": decoder,
-        "decoder_bias": geometric_median(activations[sample] * scale),
-    }
-    return TrainingState.begin(weights)
+def _batches(activations: Tensor, config: TopKConfig, first: int) -> Iterator[Tensor]:
+    """The batches from step `first` on: a new order in every epoch."""
+    per_epoch = len(activations) // config.batch_size
+    order, epoch = torch.empty(0), -1
+    for step in range(first, config.n_steps):
+        if step // per_epoch != epoch:
+            epoch = step // per_epoch
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+            order = torch.randperm(len(activations), generator=generator)
+        start = step % per_epoch * config.batch_size
+        yield activations[order[start : start + config.batch_size]]
 
 
 def geometric_median(points: Float[Tensor, "point d"]) -> Float[Tensor, " d"]:
@@ -181,30 +187,43 @@ def geometric_median(points: Float[Tensor, "point d"]) -> Float[Tensor, " d"]:
     return centre
 
 
-def _step_(state: TrainingState, batch: Tensor, config: TopKConfig) -> tuple[float, float]:
-    """One step of Adam; the batch's FVU and mean number of active features."""
-    weights = {name: w.detach().requires_grad_() for name, w in state.weights.items()}
-    before = (batch - weights["decoder_bias"]) @ weights["encoder"] + weights["encoder_bias"]
+def _step_(
+    model: TopK, optimizer: torch.optim.Optimizer, batch: Tensor, config: TopKConfig, step: int
+) -> dict[str, float]:
+    """One step: the batch's FVU and mean number of active features, the share of dead ones."""
+    before = (batch - model.decoder_bias) @ model.encoder + model.encoder_bias
     kept = before.topk(config.k, dim=-1)
     values = kept.values.relu()
     z = torch.zeros_like(before).scatter(-1, kept.indices, values)
-    error = batch - (z @ weights["decoder"] + weights["decoder_bias"])
+    error = batch - (z @ model.decoder + model.decoder_bias)
     variance = (batch - batch.mean(0)).square().sum()
     fvu = error.square().sum() / variance
     loss = fvu
-    dead = state.silent >= config.dead_after
+    dead = model.silent >= config.dead_after
     if dead.any():
-        loss = loss + config.aux_weight * _auxiliary(weights, before, error, dead, variance, config)
-    gradients = torch.autograd.grad(loss, list(weights.values()))
-    _adam_(state, dict(zip(weights, gradients, strict=True)), config)
-    fired = torch.zeros_like(dead)
-    fired[kept.indices[values > 0]] = True
-    state.silent = torch.where(fired, 0, state.silent + len(batch))
-    return float(fvu.detach()), float((values > 0).sum(-1).double().mean())
+        loss = loss + config.aux_weight * _auxiliary(model, before, error, dead, variance, config)
+    optimizer.zero_grad()
+    loss.backward()
+    left = (config.n_steps - step) / max(1.0, config.decay * config.n_steps)
+    for group in optimizer.param_groups:
+        group["lr"] = config.learning_rate * min(1.0, left)
+    with torch.no_grad():
+        rows, gradient = model.decoder, model.decoder.grad
+        assert gradient is not None
+        gradient -= (gradient * rows).sum(-1, keepdim=True) * rows
+        optimizer.step()
+        rows /= rows.norm(dim=-1, keepdim=True)
+        model.silent += len(batch)
+        model.silent[kept.indices[values > 0]] = 0
+    return {
+        "fvu": float(fvu.detach()),
+        "l0": float((values > 0).sum(-1).double().mean()),
+        "dead": float((model.silent >= config.dead_after).double().mean()),
+    }
 
 
 def _auxiliary(
-    weights: dict[str, Tensor],
+    model: TopK,
     before: Tensor,
     error: Tensor,
     dead: Tensor,
@@ -216,20 +235,4 @@ def _auxiliary(
     wanted = config.k_aux or max(1, error.shape[-1] // 2)
     kept = before[:, indices].topk(min(wanted, len(indices)), dim=-1)
     z = torch.zeros_like(before[:, indices]).scatter(-1, kept.indices, kept.values.relu())
-    return (error.detach() - z @ weights["decoder"][indices]).square().sum() / variance
-
-
-def _adam_(state: TrainingState, gradients: dict[str, Tensor], config: TopKConfig) -> None:
-    rows = state.weights["decoder"]
-    along = (gradients["decoder"] * rows).sum(-1, keepdim=True)
-    gradients["decoder"] = gradients["decoder"] - along * rows
-    left = (config.n_steps - state.step) / max(1.0, config.decay * config.n_steps)
-    rate, count = config.learning_rate * min(1.0, left), state.step + 1
-    for name, gradient in gradients.items():
-        first, second = state.first[name], state.second[name]
-        first.lerp_(gradient, 1 - BETAS[0])
-        second.lerp_(gradient.square(), 1 - BETAS[1])
-        size = (second / (1 - BETAS[1] ** count)).sqrt() + EPSILON
-        state.weights[name] = state.weights[name] - rate / (1 - BETAS[0] ** count) * first / size
-    rows = state.weights["decoder"]
-    state.weights["decoder"] = rows / rows.norm(dim=-1, keepdim=True)
+    return (error.detach() - z @ model.decoder[indices]).square().sum() / variance

@@ -8,6 +8,7 @@ from tl_bilinear.circuits.bases.basis import AbstractBasis, Elements, Site
 from tl_bilinear.circuits.bases.directions import (
     hosvd_directions,
     random_directions,
+    tucker_directions,
     written_directions,
 )
 from tl_bilinear.circuits.bases.eigenmodes import Eigenmodes
@@ -19,7 +20,7 @@ from tl_bilinear.dictionary import Dictionary
 from tl_bilinear.hosts.host import AbstractHost
 from tl_bilinear.tensor import BilinearTensor
 
-BasisName = Literal["eigenmodes", "neurons", "random", "w_out", "hosvd"]
+BasisName = Literal["eigenmodes", "neurons", "random", "w_out", "hosvd", "tucker"]
 Basis = BasisName | AbstractBasis | Mapping[int, Dictionary]
 
 
@@ -83,6 +84,8 @@ def choose_basis(host: AbstractHost, basis: Basis) -> AbstractBasis:
         return written_directions(host)
     if basis == "hosvd":
         return hosvd_directions(host)
+    if basis == "tucker":
+        return tucker_directions(host)
     raise ValueError(
         f"`basis` must be one of {get_args(BasisName)}, a basis, or dictionaries per layer, got "
         f"{basis!r}"

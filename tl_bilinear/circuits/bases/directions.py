@@ -63,7 +63,7 @@ class InputDirections(_Directions):
         self, tensor: BilinearTensor, layer: int, index: tuple[int, ...], modes: Sequence[Mode]
     ) -> AbstractParts:
         """Input directions."""
-        return InputParts(tensor, *self.of(layer, tensor.out), index)
+        return InputParts(tensor, index, *self.of(layer, tensor.out))
 
 
 @final
@@ -80,7 +80,7 @@ class OutputDirections(_Directions):
         self, tensor: BilinearTensor, layer: int, index: tuple[int, ...], modes: Sequence[Mode]
     ) -> AbstractParts:
         """Output directions."""
-        return OutputParts(tensor, *self.of(layer, tensor.out), index)
+        return OutputParts(tensor, index, *self.of(layer, tensor.out))
 
 
 class _Inputs(Elements):
@@ -146,7 +146,14 @@ def written_directions(host: AbstractHost) -> OutputDirections:
 
 
 def hosvd_directions(host: AbstractHost) -> OutputDirections:
-    """The output modes of every layer's tensor (`hosvd`)."""
+    """The output modes of every layer's tensor (`hosvd`): the output factor of its Tucker form."""
     layers = range(host.n_layers)
     rows = {i: hosvd(host.mlp_tensor(i).to(torch.float64)).output_modes for i in layers}
     return OutputDirections(rows, "hosvd")
+
+
+def tucker_directions(host: AbstractHost) -> InputDirections:
+    """The input modes of every layer's tensor (`hosvd`): its Tucker form's shared input factor."""
+    layers = range(host.n_layers)
+    rows = {i: hosvd(host.mlp_tensor(i).to(torch.float64)).input_modes for i in layers}
+    return InputDirections(rows, "tucker")

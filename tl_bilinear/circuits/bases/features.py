@@ -56,7 +56,7 @@ class Features(AbstractBasis):
     ) -> AbstractParts:
         """Features, with whatever activation the dictionary gives."""
         own = self.layers[layer]
-        return FeatureParts(tensor, own.dictionary, own.gain, own.bias, own.reads, index)
+        return FeatureParts(tensor, index, own.dictionary, own.gain, own.bias, own.reads)
 
 
 def dictionary_features(host: AbstractHost, dictionaries: Mapping[int, Dictionary]) -> Features:
