@@ -69,6 +69,9 @@ def test_selected_rows_are_the_same_rows(model):
         expected = site_logits(model, rows)[[3, 4, 5, 1]]
         torch.testing.assert_close(site_logits(model, some), expected, rtol=1e-9, atol=1e-9)
     assert rows.select(rows.question == 1).n_rows == 1
+    parts = rows.by_length(2)
+    assert [rows.lengths[part].tolist() for part in parts] == [[3, 4], [5, 8]]
+    assert rows.sites_of(parts).tolist() == [1, 0, 2, 3, 4, 5]
 
 
 def test_a_row_is_known_where_every_token_is_the_argmax(model):

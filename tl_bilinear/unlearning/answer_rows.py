@@ -54,6 +54,17 @@ class AnswerRows:
         places = torch.arange(self.n_sites)
         return places - torch.where(first, places, 0).cummax(0).values
 
+    def by_length(self, batch: int) -> list[Int[Tensor, " kept"]]:
+        """The rows in batches of neighbours in length, so that little of them is padding."""
+        return list(self.lengths.argsort(stable=True).split(batch))
+
+    def sites_of(self, parts: Sequence[Int[Tensor, " kept"]]) -> Int[Tensor, " site"]:
+        """Each site's place here, in the order in which batches of rows have them."""
+        starts = torch.zeros(self.n_rows + 1, dtype=torch.long)
+        starts[1:] = torch.bincount(self.site_row, minlength=self.n_rows).cumsum(0)
+        order = torch.cat(list(parts)).tolist()
+        return torch.cat([torch.arange(int(starts[row]), int(starts[row + 1])) for row in order])
+
     def select(self, rows: Int[Tensor, " kept"] | Bool[Tensor, " row"]) -> "AnswerRows":
         """Some of the rows, in the order given, cut to the longest of them."""
         kept = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows
@@ -126,9 +137,9 @@ def site_logits(host: AbstractHost | Any, rows: AnswerRows) -> Float[Tensor, "si
     host = get_host(host)
     if torch.is_grad_enabled():
         return _logits(host, rows)
-    parts = torch.arange(rows.n_rows).split(BATCH)
-    found = [_logits(host, rows.select(part)) for part in parts]
-    return torch.cat(found)
+    parts = rows.by_length(BATCH)
+    found = torch.cat([_logits(host, rows.select(part)) for part in parts])
+    return found[rows.sites_of(parts).argsort().to(found.device)]
 
 
 def site_margins(

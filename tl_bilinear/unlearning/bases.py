@@ -7,7 +7,8 @@ units             one number per hidden unit: how much of it is left
 eigenmodes        one number per given mode: how much of lambda (v.x)^2 along u is added
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -82,6 +83,18 @@ def eigenmode_amplitudes(host: AbstractHost, modes: Sequence[Mode]) -> list[Laye
             )
         )
     return found
+
+
+def with_amplitudes(modes: Sequence[Mode], theta: Mapping[int, Tensor]) -> tuple[Mode, ...]:
+    """Modes that `ablate` and `ablate_` take out to make the edit theta; layer by layer."""
+    found: list[Mode] = []
+    for layer, amplitudes in theta.items():
+        group = [mode for mode in modes if mode.layer == layer]
+        found += [
+            replace(mode, eigenvalue=-float(amplitude) * mode.eigenvalue)
+            for mode, amplitude in zip(group, amplitudes, strict=True)
+        ]
+    return tuple(found)
 
 
 def _d_mlp(host: AbstractHost, layer: int) -> int:

@@ -18,6 +18,9 @@ from tl_bilinear.unlearning.answer_rows import (
 )
 from tl_bilinear.unlearning.question import Question
 
+CLEARANCE = 2.5
+RETAIN_CLEARANCE = 0.5
+
 
 @dataclass(frozen=True, eq=False)
 class Demands:
@@ -67,8 +70,8 @@ def make_demands(
         level: log-odds that forgotten answers are to come down to, per site or for all first
             tokens; what is below its level already may rise to it.
         floor: log-odds that retained answers may fall to; those below it now are to stay.
-        clearance: margin by which forgotten answers must lose, and retained ones that are known
-            must win.
+        clearance: margin by which forgotten answers must lose; retained ones that are known must
+            win by `RETAIN_CLEARANCE`.
     """
     rows = answer_rows(host, [*forget, *retain])
     mine = rows.question < len(forget)
@@ -87,7 +90,7 @@ def make_demands(
     # A retained token that wins by less is pushed up to it: rounding must not turn it over.
     wins = (site_margins(logits, rows.label) > 0).cpu() & ~of_forget
     margin_bound = torch.full((rows.n_sites,), -torch.inf).to(odds)
-    margin_bound[wins] = clearance
+    margin_bound[wins] = RETAIN_CLEARANCE
     drop = torch.full((rows.n_sites,), -torch.inf).to(odds)
     drop[of_forget] = odds[of_forget] - levels
     for row in mine.nonzero()[:, 0].tolist():

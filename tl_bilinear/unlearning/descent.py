@@ -10,7 +10,7 @@ taken only where this sum falls and the measured KL stays within its limit (Leve
 with a trust region; the dual is `least_change`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -22,7 +22,7 @@ from tl_bilinear.unlearning.demands import Demands
 from tl_bilinear.unlearning.layer_basis import WhitenedBasis, WhitenedGradients
 from tl_bilinear.unlearning.least_change import least_change
 from tl_bilinear.unlearning.site_gradients import Change, adding, log_odds_gradients
-from tl_bilinear.unlearning.text_metric import Batch, text_kl
+from tl_bilinear.unlearning.text_metric import TextKL
 
 Coordinates = dict[int, Tensor]
 
@@ -59,10 +59,12 @@ class Fit:
 
     host: AbstractHost
     demands: Demands
-    batches: Sequence[Batch]
+    kl: TextKL
     kl_limit: float
     progress: Callable[[FitStep], None] | None = None
     softness: float | None = None
+    damping: float = 0.0
+    """Where the next step begins: a little below what the last one needed."""
     history: list[FitStep] = field(default_factory=list)
 
     def changes(self, bases: Mapping[int, WhitenedBasis], x: Mapping[int, Tensor]) -> list[Change]:
@@ -87,7 +89,7 @@ class Fit:
             retain_known=retain_known,
             forget_shortfall=float(short[mine].max()),
             retain_shortfall=float(short[~mine].max()),
-            kl=text_kl(self.host, self.batches, changes),
+            kl=self.kl(changes),
             cost=cost,
             objective=cost + missed,
             damping=damping,
@@ -98,13 +100,12 @@ class Fit:
         self, bases: Mapping[int, WhitenedBasis], x: Coordinates, stage: str, max_steps: int
     ) -> tuple[Coordinates, FitStep]:
         """Steps until the demands are met and the cost no longer falls, or nothing helps."""
-        start = 0.0
         at: FitStep | None = None
         for _ in range(max_steps):
             system = self._linearise(bases, x)
             if at is None:
-                at, _ = self.measure(bases, x, stage, start)
-            for damping in _dampings(start):
+                at, _ = self.measure(bases, x, stage, self.damping)
+            for damping in _dampings(self.damping):
                 moved = system.step(x, damping)
                 step, _ = self.measure(bases, moved, stage, damping)
                 better = step.objective < at.objective and step.kl <= max(self.kl_limit, at.kl)
@@ -114,7 +115,7 @@ class Fit:
             else:
                 return x, at
             small = step.objective > 0.98 * at.objective
-            x, at, start = moved, step, damping / 4
+            x, at, self.damping = moved, step, damping / 4
             if is_met(at) and small:
                 break
         assert at is not None

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_bilinear.decompositions import Mode
 from tl_bilinear.hosts import AbstractHost, get_host
 from tl_bilinear.hosts.provenance import Provenance, fingerprint
 from tl_bilinear.unlearning.descent import FitStep
@@ -40,7 +41,8 @@ class LayerChange:
         if self.squares:
             raise ValueError(
                 f"layer {self.layer}'s change reads squares of the MLP's input: it takes neurons "
-                "of its own, not a change of W_out"
+                "of its own, not a change of W_out. Write it with tl_bilinear.ablate_(model, "
+                "edit.modes)"
             )
         return self.readers.mT @ self.writers
 
@@ -70,6 +72,8 @@ class Edit:
     seconds: float
     provenance: Provenance
     """Of the model that it was fitted to; it goes onto no other."""
+    modes: tuple[Mode, ...] = ()
+    """Of basis "eigenmodes": what `ablate_` takes out of the weights to write the edit."""
 
     @property
     def ranks(self) -> dict[int, int]:
@@ -99,7 +103,7 @@ class Edit:
             yield model
 
     def apply_(self, model: Any) -> None:
-        """Write the edit into W_out; `undone` from a copy of the weights only.
+        """Write the edit into W_out. Undone bit for bit from a copy of the weights only.
 
         Raises:
             ValueError: a model that the edit was not fitted to, or terms that read squares.
@@ -126,13 +130,10 @@ class Edit:
 
     def scaled(self, factor: float) -> "Edit":
         """The edit with every term times `factor`: 0 nothing, 1 itself; for dose curves."""
-        from dataclasses import replace
-
-        return replace(
-            self,
-            changes=tuple(replace(c, writers=factor * c.writers) for c in self.changes),
-            message=f"{self.message}, times {factor:g}",
-        )
+        changes = tuple(replace(each, writers=factor * each.writers) for each in self.changes)
+        modes = tuple(replace(each, eigenvalue=factor * each.eigenvalue) for each in self.modes)
+        message = f"{self.message}, times {factor:g}"
+        return replace(self, changes=changes, modes=modes, message=message)
 
     def _host(self, model: Any) -> AbstractHost:
         host = get_host(model)

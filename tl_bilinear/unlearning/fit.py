@@ -19,9 +19,10 @@ from tl_bilinear.unlearning.bases import (
     down_projections,
     eigenmode_amplitudes,
     hidden_units,
+    with_amplitudes,
 )
 from tl_bilinear.unlearning.contexts import in_contexts
-from tl_bilinear.unlearning.demands import make_demands
+from tl_bilinear.unlearning.demands import CLEARANCE, make_demands
 from tl_bilinear.unlearning.descent import Coordinates, Fit, FitStep, is_met
 from tl_bilinear.unlearning.edit import Edit, LayerChange
 from tl_bilinear.unlearning.forget_set import require_forgettable
@@ -30,10 +31,12 @@ from tl_bilinear.unlearning.levels import never_learnt_odds
 from tl_bilinear.unlearning.low_rank import Factors, to_rank
 from tl_bilinear.unlearning.moments import answer_moments
 from tl_bilinear.unlearning.question import Question
-from tl_bilinear.unlearning.text_metric import text_moments, token_rows
+from tl_bilinear.unlearning.text_metric import TextKL, text_moments, token_rows
 
 RANK = 8
 N_TEXTS = 60
+WHOLE_STEPS = 4
+"""Of the full solve before it is cut to a rank: it finds the subspace, the cut edit is refined."""
 
 
 def fit_edit(
@@ -48,11 +51,11 @@ def fit_edit(
     layers: Sequence[int] | None = None,
     target: float | Float[Tensor, " site"] | None = None,
     floor: float = 2.0,
-    clearance: float = 0.5,
+    clearance: float = CLEARANCE,
     contexts: int = 2,
     kl_limit: float = 1.0,
     damping: float = 1e-2,
-    max_steps: int = 10,
+    max_steps: int = 12,
     seed: int = 0,
     progress: Callable[[FitStep], None] | None = None,
 ) -> Edit:
@@ -74,15 +77,16 @@ def fit_edit(
         target: log-odds of the answers' tokens to end at, one number or one per site of
             `answer_rows`; by default the level of subjects that the model has never met.
         floor: log-odds that retained answers may fall to (2.0: probability 0.88).
-        clearance: logits by which a forgotten answer must lose.
+        clearance: logits by which a forgotten answer must lose in the edit's wordings, so that it
+            loses in others as well.
         contexts: in how many contexts drawn from the texts each wording is asked as well: edits
             tied to a few prompts leak elsewhere.
         kl_limit: nats per token on the texts beyond which no step is taken.
         damping: of the metric, in units of its factors' mean eigenvalue.
-        max_steps: of the full solve; each is one pass with gradients of all rows.
+        max_steps: steps at most, or turns of the factors of a low-rank edit.
         progress: called with every step.
 
-    Cost: about `max_steps` + 2 * 3 * 3 linearisations. One takes a forward and some backward
+    Cost: a few tens of linearisations. One takes a forward and some backward
     passes of all rows, and O(sites^2 parameters) or O(sites^2 pos^2 d) for the kernel.
 
     Raises:
@@ -99,15 +103,16 @@ def fit_edit(
     asked = in_contexts(forget, texts, contexts, seed), retain
     level = never_learnt_odds(host, asked[0], seed=seed) if target is None else target
     demands = make_demands(host, *asked, level, floor=floor, clearance=clearance)
-    fit = Fit(host, demands, batches, kl_limit, progress=progress)
+    fit = Fit(host, demands, TextKL(host, batches), kl_limit, progress)
     whitened = plan.whitened(asked, batches)
     x: Coordinates = {
         layer: torch.zeros(each.basis.shape, dtype=torch.float64, device=host.device)
         for layer, each in whitened.items()
     }
-    x, step = fit.descend(whitened, x, "whole", max_steps)
-    if basis in ("down_projection", "contrastive"):
-        factors, step = to_rank(fit, whitened, x, rank)
+    low = basis in ("down_projection", "contrastive")
+    x, step = fit.descend(whitened, x, "whole", min(WHOLE_STEPS, max_steps) if low else max_steps)
+    if low:
+        factors, step = to_rank(fit, whitened, x, rank, turns=max_steps)
         changes = _from_factors(whitened, factors)
     else:
         changes = _from_pairs(whitened, x)
@@ -119,6 +124,9 @@ def fit_edit(
         history=tuple(fit.history),
         seconds=time.perf_counter() - begun,
         provenance=provenance(host, (), "none"),
+        modes=with_amplitudes(modes, {layer: w.theta(x[layer]) for layer, w in whitened.items()})
+        if basis == "eigenmodes"
+        else (),
     )
 
 

@@ -23,24 +23,27 @@ def to_rank(
     x: Coordinates,
     rank: int,
     *,
-    turns: int = 3,
+    turns: int,
     steps: int = 3,
 ) -> tuple[Factors, FitStep]:
     """Factors of at most `rank` terms per layer, and how they do."""
     factors = {layer: _cut(bases[layer], x[layer], rank) for layer in bases}
     best: tuple[Factors, FitStep] | None = None
     for turn in range(turns):
-        for side in (0, 1):
-            held = {layer: _hold(bases[layer], factors[layer], side) for layer in bases}
-            whitened = {layer: each.whitened for layer, each in held.items()}
-            start = {layer: each.start for layer, each in held.items()}
-            stage = f"rank {rank}, {('readers', 'writers')[side]}"
-            moved, step = fit.descend(whitened, start, stage, steps)
-            factors = {layer: held[layer].factors(moved[layer]) for layer in bases}
-            if best is None or step.objective < best[1].objective:
-                best = factors, step
-            if is_met(step) and turn:
-                return best
+        side = turn % 2
+        held = {layer: _hold(bases[layer], factors[layer], side) for layer in bases}
+        whitened = {layer: each.whitened for layer, each in held.items()}
+        start = {layer: each.start for layer, each in held.items()}
+        stage = f"rank {rank}, {('readers', 'writers')[side]}"
+        moved, step = fit.descend(whitened, start, stage, steps)
+        factors = {layer: held[layer].factors(moved[layer]) for layer in bases}
+        if best is None or step.objective < best[1].objective:
+            stalled = best is not None and step.objective > 0.98 * best[1].objective
+            best = factors, step
+        else:
+            stalled = True
+        if (is_met(step) or stalled) and turn:
+            break
     assert best is not None
     return best
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from tl_bilinear.hosts import AbstractHost, get_host
 from tl_bilinear.unlearning.answer_rows import site_logits
 from tl_bilinear.unlearning.contexts import in_contexts
-from tl_bilinear.unlearning.demands import Demands, make_demands
+from tl_bilinear.unlearning.demands import CLEARANCE, Demands, make_demands
 from tl_bilinear.unlearning.forget_set import require_forgettable
 from tl_bilinear.unlearning.levels import never_learnt_odds
 from tl_bilinear.unlearning.question import Question
@@ -62,6 +62,7 @@ def take_anchor(
     texts: Sequence[str],
     *,
     target: float | Float[Tensor, " site"] | None = None,
+    clearance: float = CLEARANCE,
     contexts: int = 2,
     seed: int = 0,
 ) -> Anchor:
@@ -75,7 +76,7 @@ def take_anchor(
     forget, retain = require_forgettable(host, forget, retain)
     asked = in_contexts(forget, texts, contexts, seed), retain
     level = never_learnt_odds(host, asked[0], seed=seed) if target is None else target
-    demands = make_demands(host, *asked, level, floor=2.0, clearance=0.5)
+    demands = make_demands(host, *asked, level, floor=2.0, clearance=clearance)
     batches = tuple(token_rows(host, texts, tokens=TOKENS))
     with torch.no_grad():
         said = tuple(host.model(tokens.to(host.device)).log_softmax(-1) for tokens, _ in batches)
@@ -97,9 +98,10 @@ def repair_(
     """Fine-tune an edited model in place towards its anchor, by Adam on all its parameters.
 
     The loss is KL(anchor || model) per token of a batch of texts, plus `retained` times the KL at
-    the retained answers, plus `pin` times the mean square of logits by which forgotten answers
-    miss their levels. The learning rate falls as a cosine. The model stays as it was where the KL
-    has not fallen, or more of the forgotten answers are known, or fewer of the retained ones.
+    the retained answers, plus `pin` times the squared logits, per forgotten answer, by which these
+    miss their levels (either way) and any other demand is missed. The learning rate falls as a
+    cosine. The model stays as it was where the KL has not fallen, or more of the forgotten answers
+    are known, or fewer of the retained ones.
 
     Cost: per step one forward and backward pass of a batch of texts and of all the rows.
 
@@ -149,8 +151,11 @@ def _loss(host: AbstractHost, anchor: Anchor, at: int, pin: float, retained: flo
     logits = site_logits(host, anchor.demands.rows)
     mine = anchor.demands.forget[anchor.demands.rows.site_row].to(logits.device)
     kept = _kl(anchor.retained, logits[~mine].log_softmax(-1)).mean()
-    missed = _missed(anchor.demands, logits)
-    return text[mask.to(text.device)].mean() + retained * kept + pin * missed.square().mean()
+    short = anchor.demands.shortfall(logits)
+    pinned = anchor.demands.pinned.to(short.device)
+    missed = short[pinned].square().sum() + short[~pinned].relu().square().sum()
+    demanded = pin * missed / pinned.sum()
+    return text[mask.to(text.device)].mean() + retained * kept + demanded
 
 
 def _missed(demands: Demands, logits: Tensor) -> Tensor:

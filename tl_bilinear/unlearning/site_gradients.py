@@ -75,16 +75,21 @@ def log_odds_gradients(
     values: dict[int, list[Tensor]] = {basis.layer: [] for basis, _ in changes}
     gradients: dict[int, list[Tensor]] = {basis.layer: [] for basis, _ in changes}
     longest = rows.tokens.shape[1]
-    for part in torch.arange(rows.n_rows).split(BATCH):
+    parts = rows.by_length(BATCH)
+    for part in parts:
         some = rows.select(part)
         found, read, by_layer = _batch_gradients(host, some, changes)
         logits.append(found)
         for layer in values:
             values[layer].append(_to_length(read[layer], longest))
             gradients[layer].append(_to_length(by_layer[layer], longest))
+    # Back from the batches' order to the rows' own.
+    row, site = torch.cat(parts).argsort(), rows.sites_of(parts).argsort()
     place = rows.site_row.to(host.device)
-    return torch.cat(logits), {
-        layer: LayerGradients(torch.cat(values[layer]), torch.cat(gradients[layer]), place)
+    return torch.cat(logits)[site], {
+        layer: LayerGradients(
+            torch.cat(values[layer])[row], torch.cat(gradients[layer])[site], place
+        )
         for layer in values
     }
 

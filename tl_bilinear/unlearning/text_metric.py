@@ -1,7 +1,7 @@
 """What an edit costs on general text: second moments that make a metric, and the KL itself."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -76,16 +76,41 @@ def text_moments(
     }
 
 
-def text_kl(host: AbstractHost, batches: Sequence[Batch], changes: Sequence[Change]) -> float:
-    """Mean KL(model || edited model) per token of the texts, in nats."""
-    total, count = 0.0, 0
-    with torch.no_grad():
-        for tokens, mask in batches:
-            tokens, mask = tokens.to(host.device), mask.to(host.device)
-            before = host.model(tokens).log_softmax(-1)
-            with adding(host, changes):
-                after = host.model(tokens).log_softmax(-1)
+@dataclass(eq=False)
+class TextKL:
+    """Mean KL(model || edited model) per token of some texts, in nats, for one edit after another.
+
+    What the model itself says is kept where it is small enough, and computed again else.
+    """
+
+    host: AbstractHost
+    batches: Sequence[Batch]
+    kept: int = 2**25
+    """Log-probabilities that may be kept."""
+    _said: dict[int, Tensor] = field(default_factory=dict, repr=False)
+
+    @torch.no_grad()
+    def __call__(self, changes: Sequence[Change]) -> float:
+        total, count = 0.0, 0
+        for index, (tokens, mask) in enumerate(self.batches):
+            tokens, mask = tokens.to(self.host.device), mask.to(self.host.device)
+            before = self._before(index, tokens)
+            with adding(self.host, changes):
+                after = self.host.model(tokens).log_softmax(-1)
             kl = (before.exp() * (before - after)).sum(-1)
             total += float(kl[mask].double().sum())
             count += int(mask.sum())
-    return total / count
+        return total / count
+
+    def _before(self, index: int, tokens: Tensor) -> Tensor:
+        if index in self._said:
+            return self._said[index]
+        said = self.host.model(tokens).log_softmax(-1)
+        if sum(each.numel() for each in self._said.values()) + said.numel() <= self.kept:
+            self._said[index] = said
+        return said
+
+
+def text_kl(host: AbstractHost, batches: Sequence[Batch], changes: Sequence[Change]) -> float:
+    """Mean KL(model || edited model) per token of the texts, in nats."""
+    return TextKL(host, batches)(changes)
