@@ -79,6 +79,16 @@ if TYPE_CHECKING:
     from tl_bilinear.tensor import BilinearTensor as BilinearTensor
     from tl_bilinear.training import TrainingConfig as TrainingConfig
     from tl_bilinear.training import train as train
+    from tl_bilinear.unlearning import Edit as Edit
+    from tl_bilinear.unlearning import Question as Question
+    from tl_bilinear.unlearning import UnlearningReport as UnlearningReport
+    from tl_bilinear.unlearning import editable as editable
+    from tl_bilinear.unlearning import find_modes as find_modes
+    from tl_bilinear.unlearning import fit_edit as fit_edit
+    from tl_bilinear.unlearning import load_questions as load_questions
+    from tl_bilinear.unlearning import output_modes as output_modes
+    from tl_bilinear.unlearning import repair_ as repair_
+    from tl_bilinear.unlearning import unlearn as unlearn
 
 __version__ = version("tl_bilinear")
 
@@ -140,6 +150,10 @@ _ROOMS = {
     "SourcePairs": "circuits",
     "score_pairs": "circuits",
     "ScorePairs": "circuits",
+    "Question": "unlearning",
+    "UnlearningReport": "unlearning",
+    "load_questions": "unlearning",
+    "unlearn": "unlearning",
     "save_modes": "ablation",
     "load_modes": "ablation",
     "ModeSet": "ablation",
@@ -153,6 +167,12 @@ _ROOMS = {
     "project_outputs_": "ablation",
     "project_inputs": "ablation",
     "project_inputs_": "ablation",
+    "editable": "unlearning",
+    "find_modes": "unlearning",
+    "output_modes": "unlearning",
+    "fit_edit": "unlearning",
+    "Edit": "unlearning",
+    "repair_": "unlearning",
 }
 
 _FOLDERS = (
@@ -168,6 +188,7 @@ _FOLDERS = (
     "sweeps",
     "toys",
     "training",
+    "unlearning",
     "views",
 )
 
@@ -230,6 +251,10 @@ __all__ = [
     "SourcePairs",
     "score_pairs",
     "ScorePairs",
+    "Question",
+    "UnlearningReport",
+    "load_questions",
+    "unlearn",
     "save_modes",
     "load_modes",
     "ModeSet",
@@ -243,6 +268,12 @@ __all__ = [
     "project_outputs_",
     "project_inputs",
     "project_inputs_",
+    "editable",
+    "find_modes",
+    "output_modes",
+    "fit_edit",
+    "Edit",
+    "repair_",
 ]
 
 

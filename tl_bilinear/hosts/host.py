@@ -211,6 +211,10 @@ class AbstractHost(ABC):
         """Hook whose value `mlp_map` gives, and where ablations act."""
         return f"blocks.{layer}.hook_mlp_out"
 
+    def mlp_hidden_site(self, layer: int) -> str:
+        """Hook of the MLP's hidden products, [batch, pos, d_mlp]: what W_out reads."""
+        return f"blocks.{layer}.mlp.hook_post"
+
     def mlp_post_scale_site(self, layer: int) -> str | None:
         """Hook of `mlp_post_norm`'s denominator, [batch, pos, 1]; None without one."""
         return None

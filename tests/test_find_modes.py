@@ -1,0 +1,173 @@
+"""Which modes carry an answer, contrastive modes of outputs, and the verdict beforehand."""
+
+import pytest
+import torch
+from knowing import knowing
+from models import hosts
+from test_fit_edit import TEXTS, known_questions
+
+import tl_bilinear as tlb
+from tl_bilinear.dictionary import Dictionary
+from tl_bilinear.unlearning import Question, accuracy, answer_rows, site_logits
+from tl_bilinear.unlearning.answer_rows import site_log_odds
+from tl_bilinear.unlearning.find import find_modes
+from tl_bilinear.unlearning.fit import fit_edit
+from tl_bilinear.unlearning.output_modes import output_modes
+from tl_bilinear.unlearning.repair import repair_, take_anchor
+from tl_bilinear.unlearning.verdict import editable
+
+
+@pytest.fixture(scope="module", params=hosts())
+def model(request):
+    return knowing(request.param)
+
+
+TOKENS = torch.tensor([[1, 4, 9, 16, 25]])
+FEW = {"texts": TEXTS[:8], "contexts": 0, "max_steps": 6, "clearance": 0.5}
+
+
+@pytest.fixture(scope="module")
+def sets(model):
+    return split(model)
+
+
+def split(model) -> tuple[list[Question], list[Question]]:
+    questions = known_questions(model, 12)
+    return questions[:3], questions[3:]
+
+
+def mean_odds(model, questions) -> float:
+    rows = answer_rows(model, questions)
+    with torch.no_grad():
+        return float(site_log_odds(site_logits(model, rows), rows.label).mean())
+
+
+@pytest.mark.parametrize("directions", ["gradient", "unembedding", "mean difference", "dictionary"])
+def test_shares_are_what_a_little_ablation_does(model, sets, directions):
+    """`forget` is the derivative of the mean log-odds by the mode's amplitude."""
+    if directions == "dictionary":
+        eye = torch.eye(16, dtype=torch.float64)
+        zero = torch.zeros(16, dtype=torch.float64)
+        directions = Dictionary(eye, zero, eye, zero, "relu", "blocks.1.hook_resid_post")
+    forget, retain = sets
+    found = find_modes(model, forget, retain, k=5, directions=directions, n_directions=2)
+    assert 0 < len(found) <= 5
+    assert found.shares.tolist() == sorted(found.shares.tolist(), reverse=True)
+    assert bool(((found.shares >= 0) & (found.shares <= 1)).all())
+    for mode, share in list(zip(found.modes, found.forget.tolist(), strict=True))[:2]:
+        odds = []
+        for scale in (1 + 1e-3, 1 - 1e-3):
+            with tlb.ablate(model, mode, scale=scale):
+                odds.append(mean_odds(model, forget))
+        assert abs((odds[0] - odds[1]) / 2e-3 - share) <= 1e-3 * max(1.0, abs(share))
+
+
+def test_found_modes_prefer_what_is_to_be_forgotten(model, sets):
+    """Those of one set are not those of the other; the whole list falls."""
+    forget, retain = sets
+    one = find_modes(model, forget, retain, k=8)
+    other = find_modes(model, retain[:3], [*forget, *retain[3:]], k=8)
+    assert one.shares[0] > 0.5 and other.shares[0] > 0.5
+    assert all(e > r for e, r in zip(one.forget_energy, one.retain_energy, strict=True))
+    assert [m.label for m in one.modes] != [] and one.top(2)[0][0] is one.modes[0]
+
+
+def test_amplitudes_of_eigenmodes_are_fitted(model, sets):
+    forget, retain = sets
+    modes = find_modes(model, forget, retain, k=24, n_directions=2).modes
+    edit = fit_edit(model, forget[:1], retain, "eigenmodes", modes=modes, floor=-1.0, **FEW)
+    with edit.applied(model):
+        assert accuracy(model, forget[:1]) == 0
+        expected = model(TOKENS).detach()
+    assert edit.n_modes <= 24 and len(edit.modes) == edit.n_modes
+    with tlb.ablate(model, edit.modes), torch.no_grad():
+        torch.testing.assert_close(model(TOKENS), expected, rtol=1e-9, atol=1e-9)
+    with pytest.raises(ValueError, match="neurons"):
+        edit.apply_(model)
+
+
+@pytest.mark.parametrize("moments", ["activations", "gradients"])
+def test_output_modes_by_hook_and_in_the_weights(moments):
+    own = knowing(hosts()[0])
+    forget, retain = split(own)
+    found = output_modes(own, forget, retain, k=2, moments=moments)
+    assert found.n_modes == 4 and set(found.overlaps) == {0, 1}
+    one = found.truncate(1)
+    assert one.n_modes == 1
+    tokens = tlb.get_host(own).to_tokens("w1 w2 w3")[None]
+    with torch.no_grad():
+        plain = own(tokens)
+        with found.removed(own):
+            hooked = own(tokens)
+        found.remove_(own)
+        written = own(tokens)
+    torch.testing.assert_close(written, hooked, rtol=1e-9, atol=1e-9)
+    assert (plain - hooked).abs().max() > 1e-3
+
+
+def test_output_modes_of_a_gated_model():
+    gated = knowing(hosts()[0], act_fn="silu")
+    questions = known_questions(gated, 6)
+    assert output_modes(gated, questions[:2], questions[2:], k=1).n_modes == 2
+    with pytest.raises(ValueError, match="gate"):
+        find_modes(gated, questions[:2], questions[2:])
+    edit = fit_edit(
+        gated, questions[:1], questions[1:], texts=TEXTS, contexts=0, rank=2, floor=-1.0
+    )
+    with edit.applied(gated):
+        assert accuracy(gated, questions[:1]) == 0
+
+
+def test_the_verdict(model, sets, unchecked):
+    forget, retain = sets
+    good = editable(model, forget, retain)
+    assert good.ok and good.forget_known == good.retain_known == 1 and good.verdict in str(good)
+    assert len(good.layers) == 2 and good.forget_known_unseen is None
+    for each in good.layers:
+        assert 0 <= each.overlap <= 1 and 0 <= each.energy_share <= 1
+    unknown = [Question(f"w{i} w2", " w36 w35", unseen=(f"w{i} w3",)) for i in range(3)]
+    bad = editable(model, unknown, retain)
+    assert not bad.ok and "knows 0%" in bad.verdict and len(bad.unknown) == 3
+    both = editable(model, [*forget, retain[0]], retain)
+    assert not both.ok and both.shared_prompts and both.layers == ()
+    with pytest.raises(ValueError, match="`retain` is empty"):
+        editable(model, forget, [])
+    same = editable(model, retain[:4], retain[4:])
+    assert good.layers[0].overlap <= 1 and same.ok
+
+
+def test_repair_lowers_the_kl_and_keeps_the_pin():
+    own = knowing(hosts()[0])
+    forget, retain = split(own)
+    anchor = take_anchor(own, forget, retain, TEXTS[:8], contexts=0, clearance=0.5)
+    edit = fit_edit(own, forget, retain, rank=4, floor=0.0, **FEW)
+    edit.apply_(own)
+    done = repair_(own, anchor, steps=15, learning_rate=1e-3)
+    assert done.kept and done.kl[1] < done.kl[0] and done.forget_known == (0.0, 0.0)
+    assert accuracy(own, forget) == 0 and len(done.losses) == 15
+
+
+def test_a_repair_that_is_interrupted_or_does_harm_leaves_the_model(monkeypatch):
+    own = knowing(hosts()[0])
+    forget, retain = split(own)
+    anchor = take_anchor(own, forget, retain, TEXTS[:8], contexts=0, clearance=0.5)
+    before = [p.detach().clone() for p in own.parameters()]
+
+    def same() -> bool:
+        return all(torch.equal(p, q) for p, q in zip(own.parameters(), before, strict=True))
+
+    harm = repair_(own, anchor, steps=2, learning_rate=1.0)
+    assert not harm.kept and same()
+    step = torch.optim.Adam.step
+    calls: list[int] = []
+
+    def interrupted(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        repair_(own, anchor, steps=4)
+    assert same()

@@ -1,0 +1,36 @@
+"""Unlearning: finding, fitting and measuring edits that take something out of a model."""
+
+from tl_bilinear.unlearning.answer_rows import AnswerRows as AnswerRows
+from tl_bilinear.unlearning.answer_rows import accuracy as accuracy
+from tl_bilinear.unlearning.answer_rows import answer_rows as answer_rows
+from tl_bilinear.unlearning.answer_rows import known_rows as known_rows
+from tl_bilinear.unlearning.answer_rows import site_log_odds as site_log_odds
+from tl_bilinear.unlearning.answer_rows import site_logits as site_logits
+from tl_bilinear.unlearning.answer_rows import site_margins as site_margins
+from tl_bilinear.unlearning.contrast import ContrastiveDirections as ContrastiveDirections
+from tl_bilinear.unlearning.contrast import contrastive_directions as contrastive_directions
+from tl_bilinear.unlearning.contrast import moment_overlap as moment_overlap
+from tl_bilinear.unlearning.contrast import second_moment as second_moment
+from tl_bilinear.unlearning.edit import Edit as Edit
+from tl_bilinear.unlearning.edit import LayerChange as LayerChange
+from tl_bilinear.unlearning.find import FoundModes as FoundModes
+from tl_bilinear.unlearning.find import find_modes as find_modes
+from tl_bilinear.unlearning.fit import fit_edit as fit_edit
+from tl_bilinear.unlearning.levels import never_learnt_odds as never_learnt_odds
+from tl_bilinear.unlearning.output_modes import OutputModes as OutputModes
+from tl_bilinear.unlearning.output_modes import output_modes as output_modes
+from tl_bilinear.unlearning.probes import Probe as Probe
+from tl_bilinear.unlearning.probes import held_out_examples as held_out_examples
+from tl_bilinear.unlearning.probes import ridge_probe as ridge_probe
+from tl_bilinear.unlearning.question import Question as Question
+from tl_bilinear.unlearning.question_file import load_questions as load_questions
+from tl_bilinear.unlearning.question_file import save_questions as save_questions
+from tl_bilinear.unlearning.relearning import RelearningConfig as RelearningConfig
+from tl_bilinear.unlearning.repair import Anchor as Anchor
+from tl_bilinear.unlearning.repair import Repair as Repair
+from tl_bilinear.unlearning.repair import repair_ as repair_
+from tl_bilinear.unlearning.repair import take_anchor as take_anchor
+from tl_bilinear.unlearning.report import UnlearningReport as UnlearningReport
+from tl_bilinear.unlearning.unlearn import unlearn as unlearn
+from tl_bilinear.unlearning.verdict import Editable as Editable
+from tl_bilinear.unlearning.verdict import editable as editable

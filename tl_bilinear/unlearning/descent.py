@@ -1,0 +1,174 @@
+"""Damped, re-linearised Gauss-Newton: the cheapest edit that meets demands on log-odds.
+
+Every step linearises the demands where the edit stands and takes the smallest *whole* edit (not
+the smallest step) that meets them, so that nothing of earlier linearisations stays behind:
+
+    minimise |x|^2 / 2 + sum_s max(0, shortfall_s(x))^2 / (2 softness)
+
+with |x|^2 / 2 the second-order KL on general text. Steps are damped towards the last edit and
+taken only where this sum falls and the measured KL stays within its limit (Levenberg-Marquardt
+with a trust region; the dual is `least_change`).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from tl_bilinear.hosts import AbstractHost
+from tl_bilinear.unlearning.answer_rows import site_logits
+from tl_bilinear.unlearning.demands import Demands
+from tl_bilinear.unlearning.layer_basis import WhitenedBasis, WhitenedGradients
+from tl_bilinear.unlearning.least_change import least_change
+from tl_bilinear.unlearning.site_gradients import Change, adding, log_odds_gradients
+from tl_bilinear.unlearning.text_metric import TextKL
+
+Coordinates = dict[int, Tensor]
+
+TOLERANCE = 0.25
+"""Logits by which a demand may be missed and still count as met."""
+MOST_DAMPING = 100.0
+SLACK = 3.0
+"""Demands that are met with more room than this many logits have no part in a step."""
+
+
+@dataclass(frozen=True)
+class FitStep:
+    """Where an edit stood after a step, or what a refused one would have given."""
+
+    stage: str
+    forget_known: float
+    """Accuracy on the forgotten rows, in the edit's wordings."""
+    retain_known: float
+    forget_shortfall: float
+    """The largest number of logits by which a forgotten site misses its level."""
+    retain_shortfall: float
+    kl: float
+    """On the texts of the fit, in nats per token."""
+    cost: float
+    """|x|^2 / 2: what the metric foresees for it."""
+    objective: float
+    damping: float
+    accepted: bool
+
+
+@dataclass(eq=False)
+class Fit:
+    """An edit being fitted: what it must reach, what it costs, and what was tried."""
+
+    host: AbstractHost
+    demands: Demands
+    kl: TextKL
+    kl_limit: float
+    progress: Callable[[FitStep], None] | None = None
+    softness: float | None = None
+    damping: float = 0.0
+    """Where the next step begins: a little below what the last one needed."""
+    history: list[FitStep] = field(default_factory=list)
+
+    def changes(self, bases: Mapping[int, WhitenedBasis], x: Mapping[int, Tensor]) -> list[Change]:
+        return [(bases[layer].basis, bases[layer].theta(x[layer])) for layer in bases]
+
+    def measure(
+        self, bases: Mapping[int, WhitenedBasis], x: Coordinates, stage: str, damping: float
+    ) -> tuple[FitStep, Tensor]:
+        """One pass of the rows and two of the texts."""
+        changes = self.changes(bases, x)
+        with torch.no_grad(), adding(self.host, changes):
+            logits = site_logits(self.host, self.demands.rows).double()
+        short = self.demands.shortfall(logits)
+        mine = self.demands.forget[self.demands.rows.site_row].to(short.device)
+        cost = sum(float(value.double().square().sum()) for value in x.values()) / 2
+        softness = self.softness or 1.0
+        missed = float(short.clamp_min(0).square().sum()) / (2 * softness)
+        forget_known, retain_known = self.demands.known(logits)
+        return FitStep(
+            stage=stage,
+            forget_known=forget_known,
+            retain_known=retain_known,
+            forget_shortfall=float(short[mine].max()),
+            retain_shortfall=float(short[~mine].max()),
+            kl=self.kl(changes),
+            cost=cost,
+            objective=cost + missed,
+            damping=damping,
+            accepted=True,
+        ), short
+
+    def descend(
+        self, bases: Mapping[int, WhitenedBasis], x: Coordinates, stage: str, max_steps: int
+    ) -> tuple[Coordinates, FitStep]:
+        """Steps until the demands are met and the cost no longer falls, or nothing helps."""
+        at: FitStep | None = None
+        for _ in range(max_steps):
+            system = self._linearise(bases, x)
+            if at is None:
+                at, _ = self.measure(bases, x, stage, self.damping)
+            for damping in _dampings(self.damping):
+                moved = system.step(x, damping)
+                step, _ = self.measure(bases, moved, stage, damping)
+                better = step.objective < at.objective and step.kl <= max(self.kl_limit, at.kl)
+                self._note(replace(step, accepted=better))
+                if better:
+                    break
+            else:
+                return x, at
+            small = step.objective > 0.98 * at.objective
+            x, at, self.damping = moved, step, damping / 4
+            if is_met(at) and small:
+                break
+        assert at is not None
+        return x, at
+
+    def _note(self, step: FitStep) -> None:
+        self.history.append(step)
+        if self.progress is not None:
+            self.progress(step)
+
+    def _linearise(self, bases: Mapping[int, WhitenedBasis], x: Coordinates) -> "_System":
+        logits, found = log_odds_gradients(self.host, self.demands.rows, self.changes(bases, x))
+        short = self.demands.shortfall(logits.double())
+        near = short > -SLACK
+        some = {layer: each.select(near) for layer, each in found.items()}
+        jacobians = {layer: bases[layer].read(some[layer]) for layer in bases}
+        kernel = sum(each.kernel().double() for each in jacobians.values())
+        assert isinstance(kernel, Tensor)
+        if self.softness is None:
+            # Weights of the dual are logits missed over softness: small beside the kernel.
+            self.softness = 1e-3 * float(kernel.diagonal().mean())
+        sign = self.demands.sign.to(short)[near]
+        return _System(jacobians, kernel * sign * sign[:, None], short[near], sign, self.softness)
+
+
+def is_met(step: FitStep) -> bool:
+    """Forgotten down to the level, retained above the floor."""
+    return max(step.forget_shortfall, step.retain_shortfall) <= TOLERANCE
+
+
+@dataclass(frozen=True, eq=False)
+class _System:
+    jacobians: Mapping[int, WhitenedGradients]
+    kernel: Tensor
+    short: Tensor
+    sign: Tensor
+    softness: float
+
+    def step(self, x: Coordinates, damping: float) -> Coordinates:
+        """The smallest whole edit that meets the linearised demands, held near the last one."""
+        gone = self.sign * sum(self.jacobians[layer].push(x[layer]).double() for layer in x)
+        kept = damping / (1 + damping)
+        weights = least_change(
+            self.kernel / (1 + damping), self.short + (1 - kept) * gone, self.softness
+        )
+        signed = self.sign * weights / (1 + damping)
+        return {
+            layer: self.jacobians[layer].pull_back(signed).double() + kept * x[layer] for layer in x
+        }
+
+
+def _dampings(last: float) -> Iterator[float]:
+    damping = last if last >= 0.1 else 0.0
+    while damping <= MOST_DAMPING:
+        yield damping
+        damping = max(0.5, 3 * damping)

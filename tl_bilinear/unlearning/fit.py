@@ -1,0 +1,229 @@
+"""`fit_edit`: the smallest edit of some layers that makes a model forget some answers."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_bilinear.checkpoints.bundled import bundled_stories
+from tl_bilinear.decompositions import Mode
+from tl_bilinear.hosts import AbstractHost, get_host
+from tl_bilinear.hosts.provenance import provenance
+from tl_bilinear.unlearning.bases import (
+    BasisName,
+    contrastive_features,
+    down_projections,
+    eigenmode_amplitudes,
+    hidden_units,
+    with_amplitudes,
+)
+from tl_bilinear.unlearning.contexts import in_contexts
+from tl_bilinear.unlearning.demands import CLEARANCE, make_demands
+from tl_bilinear.unlearning.descent import Coordinates, Fit, FitStep, is_met
+from tl_bilinear.unlearning.edit import Edit, LayerChange
+from tl_bilinear.unlearning.forget_set import require_forgettable
+from tl_bilinear.unlearning.layer_basis import LayerBasis, WhitenedBasis, whiten
+from tl_bilinear.unlearning.levels import never_learnt_odds
+from tl_bilinear.unlearning.low_rank import Factors, to_rank
+from tl_bilinear.unlearning.moments import answer_moments
+from tl_bilinear.unlearning.question import Question
+from tl_bilinear.unlearning.text_metric import TextKL, text_moments, token_rows
+
+RANK = 8
+N_TEXTS = 60
+WHOLE_STEPS = 4
+"""Of the full solve before it is cut to a rank: it finds the subspace, the cut edit is refined."""
+
+
+def fit_edit(
+    model: Any,
+    forget: Sequence[Question],
+    retain: Sequence[Question],
+    basis: BasisName = "down_projection",
+    *,
+    texts: Sequence[str] | None = None,
+    modes: Sequence[Mode] = (),
+    rank: int = RANK,
+    layers: Sequence[int] | None = None,
+    target: float | Float[Tensor, " site"] | None = None,
+    floor: float = 2.0,
+    clearance: float = CLEARANCE,
+    contexts: int = 2,
+    kl_limit: float = 1.0,
+    damping: float = 1e-2,
+    max_steps: int = 12,
+    seed: int = 0,
+    progress: Callable[[FitStep], None] | None = None,
+) -> Edit:
+    """Fit an edit; the model is left as it is until `edit.apply_(model)`.
+
+    The log-odds of forgotten answers go down to those of answers that were never learnt, those of
+    retained answers stay above a floor, and of all edits that do so it is the one that changes the
+    distribution on general text least, to second order.
+
+    Args:
+        forget, retain: what must go and what must stay, in the wordings that edits may use.
+        basis: "down_projection" (changes of W_out), "contrastive" (changes that read only the
+            components of the hidden products that forgotten prompts use), "units" (one amplitude
+            per hidden unit) or "eigenmodes" (one amplitude per mode of `modes`).
+        texts: general text that is to stay as it is; by default bundled stories, which suit the
+            bundled models only.
+        rank: terms per layer at most, for "down_projection" and "contrastive".
+        layers: which ones may be edited; all by default.
+        target: log-odds of the answers' tokens to end at, one number or one per site of
+            `answer_rows`; by default the level of subjects that the model has never met.
+        floor: log-odds that retained answers may fall to (2.0: probability 0.88).
+        clearance: logits by which a forgotten answer must lose in the edit's wordings, so that it
+            loses in others as well.
+        contexts: in how many contexts drawn from the texts each wording is asked as well: edits
+            tied to a few prompts leak elsewhere.
+        kl_limit: nats per token on the texts beyond which no step is taken.
+        damping: of the metric, in units of its factors' mean eigenvalue.
+        max_steps: steps at most, or turns of the factors of a low-rank edit.
+        progress: called with every step.
+
+    Cost: a few tens of linearisations. One takes a forward and some backward
+    passes of all rows, and O(sites^2 parameters) or O(sites^2 pos^2 d) for the kernel.
+
+    Raises:
+        ValueError: empty or overlapping sets, tokens that the model lacks, a forget set that the
+            model does not know, a basis without its modes, numbers out of range.
+    """
+    begun = time.perf_counter()
+    host = get_host(model)
+    forget, retain = require_forgettable(host, forget, retain)
+    plan = _Plan(host, basis, tuple(modes), _layers(host, layers), rank, damping, seed)
+    _require_numbers(rank=rank, max_steps=max_steps, damping=damping, kl_limit=kl_limit)
+    texts = _texts(texts)
+    batches = token_rows(host, texts)
+    asked = in_contexts(forget, texts, contexts, seed), retain
+    level = never_learnt_odds(host, asked[0], seed=seed) if target is None else target
+    demands = make_demands(host, *asked, level, floor=floor, clearance=clearance)
+    fit = Fit(host, demands, TextKL(host, batches), kl_limit, progress)
+    whitened = plan.whitened(asked, batches)
+    x: Coordinates = {
+        layer: torch.zeros(each.basis.shape, dtype=torch.float64, device=host.device)
+        for layer, each in whitened.items()
+    }
+    low = basis in ("down_projection", "contrastive")
+    x, step = fit.descend(whitened, x, "whole", min(WHOLE_STEPS, max_steps) if low else max_steps)
+    if low:
+        factors, step = to_rank(fit, whitened, x, rank, turns=max_steps)
+        changes = _from_factors(whitened, factors)
+    else:
+        changes = _from_pairs(whitened, x)
+    return Edit(
+        changes=tuple(changes),
+        basis=basis,
+        met=is_met(step),
+        message=_message(step),
+        history=tuple(fit.history),
+        seconds=time.perf_counter() - begun,
+        provenance=provenance(host, (), "none"),
+        modes=with_amplitudes(modes, {layer: w.theta(x[layer]) for layer, w in whitened.items()})
+        if basis == "eigenmodes"
+        else (),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    host: AbstractHost
+    name: BasisName
+    modes: tuple[Mode, ...]
+    layers: tuple[int, ...]
+    rank: int
+    damping: float
+    seed: int
+
+    def __post_init__(self):
+        if self.name not in get_args(BasisName):
+            raise ValueError(f"`basis` must be one of {get_args(BasisName)}, got {self.name!r}")
+        if (self.name == "eigenmodes") != bool(self.modes):
+            raise ValueError(
+                'basis "eigenmodes" takes `modes` (of find_modes), and no other basis does'
+            )
+
+    def whitened(self, asked: Any, batches: Any) -> dict[int, WhitenedBasis]:
+        bases = self._bases(asked[0], batches)
+        moments = text_moments(self.host, batches, bases, self.seed)
+        return {
+            each.layer: whiten(
+                each, moments[each.layer].features, moments[each.layer].readings, self.damping
+            )
+            for each in bases
+        }
+
+    def _bases(self, forget: Sequence[Question], batches: Any) -> list[LayerBasis]:
+        host, layers = self.host, self.layers
+        if self.name == "eigenmodes":
+            return eigenmode_amplitudes(host, self.modes)
+        if self.name == "units":
+            return hidden_units(host, layers)
+        whole = down_projections(host, layers)
+        if self.name == "down_projection":
+            return whole
+        mine = answer_moments(host, forget, whole)
+        other = text_moments(host, batches, whole, self.seed)
+        return contrastive_features(
+            torch.stack([mine[layer].features for layer in layers]),
+            torch.stack([other[layer].features for layer in layers]),
+            layers,
+            host.d_model,
+            4 * self.rank,
+        )
+
+
+def _from_factors(bases: Mapping[int, WhitenedBasis], factors: Factors) -> list[LayerChange]:
+    changes = []
+    for layer, (left, right) in factors.items():
+        basis = bases[layer].basis
+        readers = left if basis.readers is None else left @ basis.readers.to(left)
+        writers = right if basis.writers is None else right @ basis.writers.to(right)
+        changes.append(LayerChange(layer, readers, writers))
+    return changes
+
+
+def _from_pairs(bases: Mapping[int, WhitenedBasis], x: Coordinates) -> list[LayerChange]:
+    return [
+        LayerChange(layer, *each.basis.factors(each.theta(x[layer])), each.basis.squares)
+        for layer, each in bases.items()
+    ]
+
+
+def _message(step: FitStep) -> str:
+    if is_met(step):
+        return "every demand is met"
+    return (
+        f"stopped short: forgotten answers are up to {step.forget_shortfall:.2f} logits above "
+        f"their level ({step.forget_known:.0%} still known), retained ones up to "
+        f"{max(step.retain_shortfall, 0):.2f} below their floor ({step.retain_known:.1%} known). "
+        "Allow more rank, layers or kl_limit, or a milder target"
+    )
+
+
+def _texts(texts: Sequence[str] | None) -> tuple[str, ...]:
+    if texts is None:
+        return bundled_stories()[:N_TEXTS]
+    if isinstance(texts, str) or not texts:
+        raise ValueError("`texts` must be several strings: general text that is to stay as it is")
+    return tuple(texts)
+
+
+def _layers(host: AbstractHost, layers: Sequence[int] | None) -> tuple[int, ...]:
+    chosen = tuple(range(host.n_layers)) if layers is None else tuple(sorted(set(layers)))
+    if not chosen or not all(0 <= layer < host.n_layers for layer in chosen):
+        raise ValueError(
+            f"`layers` must be some of 0-{host.n_layers - 1}, got {layers}: which may be edited"
+        )
+    return chosen
+
+
+def _require_numbers(**numbers: float) -> None:
+    for name, value in numbers.items():
+        if not value > 0:
+            raise ValueError(f"`{name}` must be above 0, got {value}")

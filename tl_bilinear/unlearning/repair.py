@@ -1,0 +1,180 @@
+"""A short fine-tuning after an edit, held to what the model said before it.
+
+What the edit disturbed is mended by the KL to the unedited model on general text and on the
+retained prompts; forgotten answers are pinned where the edit was to take them, from both sides:
+without the pin a repair brings them back.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_bilinear.hosts import AbstractHost, get_host
+from tl_bilinear.unlearning.answer_rows import site_logits
+from tl_bilinear.unlearning.contexts import in_contexts
+from tl_bilinear.unlearning.demands import CLEARANCE, Demands, make_demands
+from tl_bilinear.unlearning.forget_set import require_forgettable
+from tl_bilinear.unlearning.levels import never_learnt_odds
+from tl_bilinear.unlearning.question import Question
+from tl_bilinear.unlearning.text_metric import Batch, token_rows
+
+TOKENS = 8192
+
+
+@dataclass(frozen=True, eq=False)
+class Anchor:
+    """What a model said before it was edited: `take_anchor` records it, `repair_` goes back to it.
+
+    Memory: one log-probability per token of the vocabulary and token of the texts.
+    """
+
+    demands: Demands
+    batches: tuple[Batch, ...]
+    log_probabilities: tuple[Float[Tensor, "row pos d_vocab"], ...]
+    retained: Float[Tensor, "site d_vocab"]
+    """Log-probabilities at the sites of retained answers."""
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What a repair did. Where it would have done harm the model is as it was before it."""
+
+    steps: int
+    kept: bool
+    kl: tuple[float, float]
+    """On the anchor's texts, nats per token: before and after."""
+    forget_known: tuple[float, float]
+    retain_known: tuple[float, float]
+    pin_error: tuple[float, float]
+    """Root-mean-square logits between forgotten answers and their levels."""
+    losses: tuple[float, ...] = field(repr=False)
+
+
+def take_anchor(
+    model: Any,
+    forget: Sequence[Question],
+    retain: Sequence[Question],
+    texts: Sequence[str],
+    *,
+    target: float | Float[Tensor, " site"] | None = None,
+    clearance: float = CLEARANCE,
+    contexts: int = 2,
+    seed: int = 0,
+) -> Anchor:
+    """Record what the *unedited* model says on texts and retained prompts, and the level that
+    forgotten answers are pinned at (arguments as `fit_edit`).
+
+    Raises:
+        ValueError: as `fit_edit` for its sets and texts.
+    """
+    host = get_host(model)
+    forget, retain = require_forgettable(host, forget, retain)
+    asked = in_contexts(forget, texts, contexts, seed), retain
+    level = never_learnt_odds(host, asked[0], seed=seed) if target is None else target
+    demands = make_demands(host, *asked, level, floor=2.0, clearance=clearance)
+    batches = tuple(token_rows(host, texts, tokens=TOKENS))
+    with torch.no_grad():
+        said = tuple(host.model(tokens.to(host.device)).log_softmax(-1) for tokens, _ in batches)
+        sites = ~demands.forget[demands.rows.site_row]
+        retained = site_logits(host, demands.rows)[sites.to(host.device)].log_softmax(-1)
+    return Anchor(demands, batches, said, retained)
+
+
+def repair_(
+    model: Any,
+    anchor: Anchor,
+    *,
+    steps: int = 40,
+    learning_rate: float = 3e-4,
+    pin: float = 0.1,
+    retained: float = 1.0,
+    seed: int = 0,
+) -> Repair:
+    """Fine-tune an edited model in place towards its anchor, by Adam on all its parameters.
+
+    The loss is KL(anchor || model) per token of a batch of texts, plus `retained` times the KL at
+    the retained answers, plus `pin` times the squared logits, per forgotten answer, by which these
+    miss their levels (either way) and any other demand is missed. The learning rate falls as a
+    cosine. The model stays as it was where the KL has not fallen, or more of the forgotten answers
+    are known, or fewer of the retained ones.
+
+    Cost: per step one forward and backward pass of a batch of texts and of all the rows.
+
+    Raises:
+        ValueError: a step count or rate that is not positive, or a model without parameters that
+            take gradients.
+    """
+    host = get_host(model)
+    if steps < 1 or learning_rate <= 0:
+        raise ValueError(f"give steps and a learning rate above 0, got {steps}, {learning_rate}")
+    parameters = [p for p in host.model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("no parameter of this model takes gradients: requires_grad_(True) first")
+    saved = [p.detach().clone() for p in parameters]
+    before = _state(host, anchor)
+    losses: list[float] = []
+    kept = False
+    try:
+        order = torch.Generator().manual_seed(seed)
+        optimiser = torch.optim.Adam(parameters, lr=learning_rate)
+        for step in range(steps):
+            rate = learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            at = int(torch.randint(len(anchor.batches), (), generator=order))
+            with torch.enable_grad():
+                loss = _loss(host, anchor, at, pin, retained)
+                optimiser.zero_grad()
+                loss.backward()
+            optimiser.step()
+            losses.append(float(loss.detach()))
+        after = _state(host, anchor)
+        kept = after[0] <= before[0] and after[1] <= before[1] and after[2] >= before[2]
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, saved, strict=True):
+                parameter.grad = None
+                if not kept:
+                    parameter.copy_(value)
+    pairs = list(zip(before, after, strict=True))
+    return Repair(steps, kept, *pairs, losses=tuple(losses))
+
+
+def _loss(host: AbstractHost, anchor: Anchor, at: int, pin: float, retained: float) -> Tensor:
+    tokens, mask = anchor.batches[at]
+    text = _kl(anchor.log_probabilities[at], host.model(tokens.to(host.device)).log_softmax(-1))
+    logits = site_logits(host, anchor.demands.rows)
+    mine = anchor.demands.forget[anchor.demands.rows.site_row].to(logits.device)
+    kept = _kl(anchor.retained, logits[~mine].log_softmax(-1)).mean()
+    short = anchor.demands.shortfall(logits)
+    pinned = anchor.demands.pinned.to(short.device)
+    missed = short[pinned].square().sum() + short[~pinned].relu().square().sum()
+    demanded = pin * missed / pinned.sum()
+    return text[mask.to(text.device)].mean() + retained * kept + demanded
+
+
+def _missed(demands: Demands, logits: Tensor) -> Tensor:
+    """Signed logits between forgotten answers and what they are pinned at."""
+    return demands.shortfall(logits)[demands.pinned.to(logits.device)]
+
+
+def _kl(before: Tensor, after: Tensor) -> Tensor:
+    return (before.exp() * (before - after)).sum(-1)
+
+
+@torch.no_grad()
+def _state(host: AbstractHost, anchor: Anchor) -> tuple[float, float, float, float]:
+    """KL on the texts, accuracy on forgotten and on retained rows, error of the pin."""
+    total, count = 0.0, 0
+    for (tokens, mask), before in zip(anchor.batches, anchor.log_probabilities, strict=True):
+        kl = _kl(before, host.model(tokens.to(host.device)).log_softmax(-1))
+        total, count = total + float(kl[mask.to(kl.device)].sum()), count + int(mask.sum())
+    logits = site_logits(host, anchor.demands.rows)
+    forget_known, retain_known = anchor.demands.known(logits)
+    error = float(_missed(anchor.demands, logits).double().square().mean().sqrt())
+    return total / count, forget_known, retain_known, error
