@@ -81,11 +81,14 @@ if TYPE_CHECKING:
     from tl_bilinear.training import train as train
     from tl_bilinear.unlearning import Edit as Edit
     from tl_bilinear.unlearning import Question as Question
+    from tl_bilinear.unlearning import UnlearningReport as UnlearningReport
     from tl_bilinear.unlearning import editable as editable
     from tl_bilinear.unlearning import find_modes as find_modes
     from tl_bilinear.unlearning import fit_edit as fit_edit
+    from tl_bilinear.unlearning import load_questions as load_questions
     from tl_bilinear.unlearning import output_modes as output_modes
     from tl_bilinear.unlearning import repair_ as repair_
+    from tl_bilinear.unlearning import unlearn as unlearn
 
 __version__ = version("tl_bilinear")
 
@@ -147,6 +150,10 @@ _ROOMS = {
     "SourcePairs": "circuits",
     "score_pairs": "circuits",
     "ScorePairs": "circuits",
+    "Question": "unlearning",
+    "UnlearningReport": "unlearning",
+    "load_questions": "unlearning",
+    "unlearn": "unlearning",
     "save_modes": "ablation",
     "load_modes": "ablation",
     "ModeSet": "ablation",
@@ -160,7 +167,6 @@ _ROOMS = {
     "project_outputs_": "ablation",
     "project_inputs": "ablation",
     "project_inputs_": "ablation",
-    "Question": "unlearning",
     "editable": "unlearning",
     "find_modes": "unlearning",
     "output_modes": "unlearning",
@@ -245,6 +251,10 @@ __all__ = [
     "SourcePairs",
     "score_pairs",
     "ScorePairs",
+    "Question",
+    "UnlearningReport",
+    "load_questions",
+    "unlearn",
     "save_modes",
     "load_modes",
     "ModeSet",
@@ -258,7 +268,6 @@ __all__ = [
     "project_outputs_",
     "project_inputs",
     "project_inputs_",
-    "Question",
     "editable",
     "find_modes",
     "output_modes",

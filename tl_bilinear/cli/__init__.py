@@ -16,6 +16,7 @@ from rich.text import Text
 from tl_bilinear.cli.ablate import ablate
 from tl_bilinear.cli.screen import Host, errors_in_one_line, progress_on_stderr
 from tl_bilinear.cli.trace import trace
+from tl_bilinear.cli.unlearn import unlearn
 
 if TYPE_CHECKING:
     from tl_bilinear.report import Report
@@ -28,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(trace)
+app.command()(unlearn)
 app.command()(ablate)
 
 

@@ -23,9 +23,14 @@ from tl_bilinear.unlearning.probes import Probe as Probe
 from tl_bilinear.unlearning.probes import held_out_examples as held_out_examples
 from tl_bilinear.unlearning.probes import ridge_probe as ridge_probe
 from tl_bilinear.unlearning.question import Question as Question
+from tl_bilinear.unlearning.question_file import load_questions as load_questions
+from tl_bilinear.unlearning.question_file import save_questions as save_questions
+from tl_bilinear.unlearning.relearning import RelearningConfig as RelearningConfig
 from tl_bilinear.unlearning.repair import Anchor as Anchor
 from tl_bilinear.unlearning.repair import Repair as Repair
 from tl_bilinear.unlearning.repair import repair_ as repair_
 from tl_bilinear.unlearning.repair import take_anchor as take_anchor
+from tl_bilinear.unlearning.report import UnlearningReport as UnlearningReport
+from tl_bilinear.unlearning.unlearn import unlearn as unlearn
 from tl_bilinear.unlearning.verdict import Editable as Editable
 from tl_bilinear.unlearning.verdict import editable as editable
