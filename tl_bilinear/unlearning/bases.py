@@ -44,8 +44,8 @@ def hidden_units(host: AbstractHost, layers: Sequence[int]) -> list[LayerBasis]:
 
 
 def contrastive_features(
-    forget: Float[Tensor, "layer d_mlp d_mlp"],
-    retain: Float[Tensor, "layer d_mlp d_mlp"],
+    forget: Sequence[Float[Tensor, "d_mlp d_mlp"]],
+    retain: Sequence[Float[Tensor, "d_mlp d_mlp"]],
     layers: Sequence[int],
     d_model: int,
     k: int,

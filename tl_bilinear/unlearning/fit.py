@@ -21,7 +21,7 @@ from tl_bilinear.unlearning.bases import (
     hidden_units,
     with_amplitudes,
 )
-from tl_bilinear.unlearning.contexts import in_contexts
+from tl_bilinear.unlearning.contexts import in_more_words
 from tl_bilinear.unlearning.demands import CLEARANCE, make_demands
 from tl_bilinear.unlearning.descent import Coordinates, Fit, FitStep, is_met
 from tl_bilinear.unlearning.edit import Edit, LayerChange
@@ -53,6 +53,7 @@ def fit_edit(
     floor: float = 2.0,
     clearance: float = CLEARANCE,
     contexts: int = 2,
+    mixed: int = 4,
     kl_limit: float = 1.0,
     damping: float = 1e-2,
     max_steps: int = 12,
@@ -81,6 +82,8 @@ def fit_edit(
             loses in others as well.
         contexts: in how many contexts drawn from the texts each wording is asked as well: edits
             tied to a few prompts leak elsewhere.
+        mixed: how many prompts made of the beginning of one wording and the end of another each
+            forgotten question is asked in as well, where it has a `subject`.
         kl_limit: nats per token on the texts beyond which no step is taken.
         damping: of the metric, in units of its factors' mean eigenvalue.
         max_steps: steps at most, or turns of the factors of a low-rank edit.
@@ -100,7 +103,7 @@ def fit_edit(
     _require_numbers(rank=rank, max_steps=max_steps, damping=damping, kl_limit=kl_limit)
     texts = _texts(texts)
     batches = token_rows(host, texts)
-    asked = in_contexts(forget, texts, contexts, seed), retain
+    asked = in_more_words(forget, texts, contexts, mixed, seed), retain
     level = never_learnt_odds(host, asked[0], seed=seed) if target is None else target
     demands = make_demands(host, *asked, level, floor=floor, clearance=clearance)
     fit = Fit(host, demands, TextKL(host, batches), kl_limit, progress)
@@ -149,7 +152,7 @@ class _Plan:
             )
 
     def whitened(self, asked: Any, batches: Any) -> dict[int, WhitenedBasis]:
-        bases = self._bases(asked[0], batches)
+        bases = self._bases(asked, batches)
         moments = text_moments(self.host, batches, bases, self.seed)
         return {
             each.layer: whiten(
@@ -158,7 +161,7 @@ class _Plan:
             for each in bases
         }
 
-    def _bases(self, forget: Sequence[Question], batches: Any) -> list[LayerBasis]:
+    def _bases(self, asked: Sequence[Sequence[Question]], batches: Any) -> list[LayerBasis]:
         host, layers = self.host, self.layers
         if self.name == "eigenmodes":
             return eigenmode_amplitudes(host, self.modes)
@@ -167,15 +170,21 @@ class _Plan:
         whole = down_projections(host, layers)
         if self.name == "down_projection":
             return whole
-        mine = answer_moments(host, forget, whole)
-        other = text_moments(host, batches, whole, self.seed)
+        mine, near = (answer_moments(host, each, whole) for each in asked)
+        far = text_moments(host, batches, whole, self.seed)
+        # Retained prompts ask the same of other subjects: what differs is who is asked about.
         return contrastive_features(
-            torch.stack([mine[layer].features for layer in layers]),
-            torch.stack([other[layer].features for layer in layers]),
+            [_shape(mine[layer].features) for layer in layers],
+            [_shape(near[layer].features) + _shape(far[layer].features) for layer in layers],
             layers,
             host.d_model,
             4 * self.rank,
         )
+
+
+def _shape(moment: Tensor) -> Tensor:
+    """A moment without its size: sets of different sizes and weights count alike."""
+    return moment / moment.trace()
 
 
 def _from_factors(bases: Mapping[int, WhitenedBasis], factors: Factors) -> list[LayerChange]:
