@@ -43,7 +43,7 @@ def fit_edit(
     model: Any,
     forget: Sequence[Question],
     retain: Sequence[Question],
-    basis: BasisName = "down_projection",
+    basis: BasisName = "contrastive",
     *,
     texts: Sequence[str] | None = None,
     modes: Sequence[Mode] = (),
@@ -68,9 +68,10 @@ def fit_edit(
 
     Args:
         forget, retain: what must go and what must stay, in the wordings that edits may use.
-        basis: "down_projection" (changes of W_out), "contrastive" (changes that read only the
-            components of the hidden products that forgotten prompts use), "units" (one amplitude
-            per hidden unit) or "eigenmodes" (one amplitude per mode of `modes`).
+        basis: "contrastive" (changes of W_out that read only what tells forgotten prompts from
+            retained ones and from text, among the hidden products), "down_projection" (any
+            change of W_out), "units" (one amplitude per hidden unit) or "eigenmodes" (one
+            amplitude per mode of `modes`).
         texts: general text that is to stay as it is; by default bundled stories, which suit the
             bundled models only.
         rank: terms per layer at most, for "down_projection" and "contrastive".
