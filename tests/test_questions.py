@@ -1,7 +1,5 @@
 """Questions and their token rows: sites, padding, and every bad input."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from knowing import knowing
@@ -16,7 +14,7 @@ from tl_bilinear.unlearning import (
     site_logits,
     site_margins,
 )
-from tl_bilinear.unlearning.contexts import in_contexts, in_more_words, recombined
+from tl_bilinear.unlearning.contexts import in_contexts
 
 SHORT = Question("w1 w2", " w3", rewordings=("w4",), unseen=("w5 w6 w7",), wrong=(" w8", " w9 w10"))
 LONG = Question("w1 w2 w3 w4", " w5 w6 w7")
@@ -97,26 +95,16 @@ def test_a_row_is_known_where_every_token_is_the_argmax(model):
     assert known_rows(half, rows).tolist() == [True, False]
 
 
-def test_questions_in_more_words():
-    question = Question(
-        "A boy Tom has",
-        " w3",
-        rewordings=("Tom's pet is",),
-        unseen=("Tom has",),
-        subject="Tom",
-    )
-    (one,) = recombined([question], 4)
-    assert one.wordings == ("A boy Tom has", "Tom's pet is", "A boy Tom's pet is")  # not unseen
-    assert recombined([replace(question, subject="")], 4) == (replace(question, subject=""),)
-    texts = ["One day it rained. No."]
-    (behind,) = in_contexts([question], texts, 2)
+def test_questions_in_contexts():
+    question = Question("A boy Tom has", " w3", rewordings=("Tom's pet is",), unseen=("Tom has",))
+    (behind,) = in_contexts([question], ["One day it rained. No."], 2)
+    assert behind.wordings[:2] == question.wordings and behind.unseen == ("Tom has",)
     assert behind.wordings[2:] == (
         "One day it rained. A boy Tom has",
         "One day it rained. Tom's pet is",
     )
-    (both,) = in_more_words([question], texts, 2, 4)
-    assert both.wordings == (*one.wordings, *behind.wordings[2:]) and both.unseen == ("Tom has",)
     assert in_contexts([question], ["No."], 2) == (question,)
+    assert in_contexts([question], ["One day it rained."], 0) == (question,)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from tl_bilinear.unlearning.bases import (
     hidden_units,
     with_amplitudes,
 )
-from tl_bilinear.unlearning.contexts import in_more_words
+from tl_bilinear.unlearning.contexts import in_contexts
 from tl_bilinear.unlearning.demands import CLEARANCE, make_demands
 from tl_bilinear.unlearning.descent import Coordinates, Fit, FitStep, is_met
 from tl_bilinear.unlearning.edit import Edit, LayerChange
@@ -34,6 +34,7 @@ from tl_bilinear.unlearning.question import Question
 from tl_bilinear.unlearning.text_metric import TextKL, text_moments, token_rows
 
 RANK = 8
+FEATURES = 32
 N_TEXTS = 60
 WHOLE_STEPS = 4
 """Of the full solve before it is cut to a rank: it finds the subspace, the cut edit is refined."""
@@ -48,12 +49,12 @@ def fit_edit(
     texts: Sequence[str] | None = None,
     modes: Sequence[Mode] = (),
     rank: int = RANK,
+    features: int = FEATURES,
     layers: Sequence[int] | None = None,
     target: float | Float[Tensor, " site"] | None = None,
     floor: float = 2.0,
     clearance: float = CLEARANCE,
     contexts: int = 2,
-    mixed: int = 4,
     kl_limit: float = 1.0,
     damping: float = 1e-2,
     max_steps: int = 12,
@@ -75,6 +76,8 @@ def fit_edit(
         texts: general text that is to stay as it is; by default bundled stories, which suit the
             bundled models only.
         rank: terms per layer at most, for "down_projection" and "contrastive".
+        features: contrastive components per layer that an edit may read, of "contrastive": fewer
+            generalise better to other wordings, and change more of the rest.
         layers: which ones may be edited; all by default.
         target: log-odds of the answers' tokens to end at, one number or one per site of
             `answer_rows`; by default the level of subjects that the model has never met.
@@ -83,8 +86,6 @@ def fit_edit(
             loses in others as well.
         contexts: in how many contexts drawn from the texts each wording is asked as well: edits
             tied to a few prompts leak elsewhere.
-        mixed: how many prompts made of the beginning of one wording and the end of another each
-            forgotten question is asked in as well, where it has a `subject`.
         kl_limit: nats per token on the texts beyond which no step is taken.
         damping: of the metric, in units of its factors' mean eigenvalue.
         max_steps: steps at most, or turns of the factors of a low-rank edit.
@@ -100,11 +101,13 @@ def fit_edit(
     begun = time.perf_counter()
     host = get_host(model)
     forget, retain = require_forgettable(host, forget, retain)
-    plan = _Plan(host, basis, tuple(modes), _layers(host, layers), rank, damping, seed)
-    _require_numbers(rank=rank, max_steps=max_steps, damping=damping, kl_limit=kl_limit)
+    plan = _Plan(host, basis, tuple(modes), _layers(host, layers), features, damping, seed)
+    _require_numbers(
+        rank=rank, features=features, max_steps=max_steps, damping=damping, kl_limit=kl_limit
+    )
     texts = _texts(texts)
     batches = token_rows(host, texts)
-    asked = in_more_words(forget, texts, contexts, mixed, seed), retain
+    asked = in_contexts(forget, texts, contexts, seed), retain
     level = never_learnt_odds(host, asked[0], seed=seed) if target is None else target
     demands = make_demands(host, *asked, level, floor=floor, clearance=clearance)
     fit = Fit(host, demands, TextKL(host, batches), kl_limit, progress)
@@ -140,7 +143,7 @@ class _Plan:
     name: BasisName
     modes: tuple[Mode, ...]
     layers: tuple[int, ...]
-    rank: int
+    features: int
     damping: float
     seed: int
 
@@ -179,7 +182,7 @@ class _Plan:
             [_shape(near[layer].features) + _shape(far[layer].features) for layer in layers],
             layers,
             host.d_model,
-            4 * self.rank,
+            self.features,
         )
 
 

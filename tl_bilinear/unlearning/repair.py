@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tl_bilinear.hosts import AbstractHost, get_host
 from tl_bilinear.unlearning.answer_rows import site_logits
-from tl_bilinear.unlearning.contexts import in_more_words
+from tl_bilinear.unlearning.contexts import in_contexts
 from tl_bilinear.unlearning.demands import CLEARANCE, Demands, make_demands
 from tl_bilinear.unlearning.forget_set import require_forgettable
 from tl_bilinear.unlearning.levels import never_learnt_odds
@@ -64,7 +64,6 @@ def take_anchor(
     target: float | Float[Tensor, " site"] | None = None,
     clearance: float = CLEARANCE,
     contexts: int = 2,
-    mixed: int = 4,
     seed: int = 0,
 ) -> Anchor:
     """Record what the *unedited* model says on texts and retained prompts, and the level that
@@ -75,7 +74,7 @@ def take_anchor(
     """
     host = get_host(model)
     forget, retain = require_forgettable(host, forget, retain)
-    asked = in_more_words(forget, texts, contexts, mixed, seed), retain
+    asked = in_contexts(forget, texts, contexts, seed), retain
     level = never_learnt_odds(host, asked[0], seed=seed) if target is None else target
     demands = make_demands(host, *asked, level, floor=2.0, clearance=clearance)
     batches = tuple(token_rows(host, texts, tokens=TOKENS))
