@@ -34,7 +34,7 @@ from tl_bilinear.unlearning.question import Question
 from tl_bilinear.unlearning.text_metric import TextKL, text_moments, token_rows
 
 RANK = 8
-FEATURES = 32
+FEATURES = 12
 N_TEXTS = 60
 WHOLE_STEPS = 4
 """Of the full solve before it is cut to a rank: it finds the subspace, the cut edit is refined."""
