@@ -18,15 +18,16 @@ from tl_bilinear.recipes.arithmetic.cuts import (
 from tl_bilinear.recipes.arithmetic.edit import Edit, Modes, Problem, margin_gradients, margins, run
 from tl_bilinear.recipes.arithmetic.solver import fit_weights
 from tl_bilinear.recipes.arithmetic.study import first_that_forgets
-from tl_bilinear.toys import ModularConfig, ModularModel, ModularTask, load_modular
+from tl_bilinear.toys import Activation, ModularConfig, ModularModel, ModularTask, load_modular
 from tl_bilinear.toys.mlp import MLP
+from tl_bilinear.toys.modular_model import Form
 
 HEADS, TOKEN = "mod-p/add-mul-heads-bilinear", "mod-p/add-mul-token-bilinear"
 
 
-def small(form="token", activation="bilinear", **sizes):
+def small(form: Form = "token", activation: Activation = "bilinear"):
     layers = 2 if form == "token" else 1
-    config = ModularConfig(5, 2, form, activation, d_model=6, d_mlp=8, n_layers=layers, **sizes)
+    config = ModularConfig(5, 2, form, activation, d_model=6, d_mlp=8, n_layers=layers)
     return ModularModel(config, seed=1).double(), ModularTask(5)
 
 
@@ -65,7 +66,7 @@ def test_edits_are_edited_weights(form):
             Edit(outputs={0: directions}),
             lambda mlp: mlp.W_out.copy_(mlp.W_out @ directions.projection()),
         ),
-        "units": (Edit(units={0: units}), lambda mlp: mlp.W_out[units].zero_()),
+        "units": (Edit(units={0: units}), lambda mlp: mlp.W_out.mul_(~units[:, None])),
         "weights": (Edit(weights={0: weights}), lambda mlp: mlp.W_out.add_(weights)),
         "inputs": (Edit(inputs={0: directions}), lambda mlp: _read(mlp, directions.projection())),
         "modes": (Edit(modes={0: modes}), lambda mlp: _append(mlp, modes)),
@@ -87,8 +88,9 @@ def test_edits_are_edited_weights(form):
 
 
 def _read(mlp: MLP, projection):
-    for weight in (mlp.W_gate, mlp.W_in):
-        weight.copy_(projection @ weight)
+    for weight in mlp.parameters():
+        if weight is not mlp.W_out:
+            weight.copy_(projection @ weight)
 
 
 def _append(mlp: MLP, modes: Modes):
@@ -155,15 +157,21 @@ def test_all_units_of_all_layers_are_cut_at_last(problems):
     torch.testing.assert_close(problem.run(last).logits, problem.model.unembed(stream))
 
 
-def test_with_the_retained_mean_the_other_task_is_heard():
+def test_the_retained_mean_is_nearly_the_other_token():
     """add + sub with a task token: the model answers the retained operation to both tokens."""
     model, task = load_modular("mod-p/add-sub-token-bilinear")
     problem = Problem.of(model, task, 0)
     edit = mean_inputs(problem)
     scores = problem.accuracies(edit)
-    assert scores.forget < 0.1 and scores.retain > 0.95 and edit.size == 2
-    answers = problem.run(edit).logits.argmax(-1)
-    assert (answers[0] == task.targets[1]).double().mean() > 0.9
+    # Numbers lie along the tokens' difference too, and so the retained operation suffers.
+    assert scores.forget < 0.1 and 0.6 < scores.retain < 1 and edit.size == 2
+    for layer, directions in edit.inputs.items():
+        mean = problem.run(edit).inputs[layer][1][problem.known[1]].double().mean(0)
+        amplitude = directions.amplitudes(mean - edit.centres[layer])
+        torch.testing.assert_close(amplitude, torch.zeros(1).double(), rtol=0, atol=1e-5)
+    logits = problem.run(Edit(tokens={0: 1})).logits
+    assert torch.equal(logits[0], logits[1])
+    assert torch.equal(logits[1], problem.run().logits[1])
 
 
 def test_the_solver_forgets_what_it_was_fitted_on(problems):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from tl_bilinear.recipes import unlearning_arithmetic
 from tl_bilinear.recipes.arithmetic import study
 from tl_bilinear.recipes.arithmetic.models import Kind, kinds, trained
+from tl_bilinear.recipes.arithmetic.results import cell
 from tl_bilinear.recipes.modular import train_modular
 from tl_bilinear.recipes.modular_stack import ModularStack, train_stack
 from tl_bilinear.toys import ModularModel
@@ -63,17 +65,14 @@ def test_every_kind_is_there_once():
 
 
 def test_the_experiment_resumes_and_writes_its_page(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(study, "DRAWS", 2)
+    monkeypatch.setattr(study, "DRAWS", 1)
     table = [
-        Kind(operations, form, activation, "generalising")
-        for operations, form, activation in (
-            (("add", "mul"), "heads", "bilinear"),
-            (("add", "sub"), "token", "bilinear"),
-            (("add", "sub"), "token", "tanh"),
-        )
+        Kind(("add", "mul"), "heads", "bilinear", "generalising"),
+        Kind(("add", "sub"), "token", "bilinear", "generalising"),
+        Kind(("add", "sub"), "heads", "tanh", "generalising"),
     ]
     more = Kind(("add", "mul"), "heads", "relu", "memorising")
-    settings = dict(seeds=(0, 1), p=7, steps=60)
+    settings: dict[str, Any] = dict(seeds=(0,), p=5, steps=40)
     results = unlearning_arithmetic.build(tmp_path, table, **settings)
     again = unlearning_arithmetic.build(tmp_path, [*table, more], train=False, **settings)
     assert again.records == results.records and again.missing == (more,)
@@ -89,9 +88,14 @@ def test_the_experiment_resumes_and_writes_its_page(tmp_path: Path, monkeypatch)
     # A record of another model is not taken for this one's.
     record = next(tmp_path.glob("study-*heads*-0-add.json"))
     record.write_text(record.read_text().replace('"model": "', '"model": "0'), encoding="utf-8")
-    model = trained(table[0], tmp_path, (0, 1), p=7, steps=60)[0]
+    model = trained(table[0], tmp_path, (0,), p=5, steps=40)[0]
     assert study.studied(model, 0, tmp_path) == results.records[table[0]][0]
     assert '"model": "0' not in record.read_text(encoding="utf-8")
+
+
+def test_cells():
+    assert cell([0.5]) == "0.50" and cell([0.996]) == "0.996" and cell([1.0, 1.0]) == "1.00 ± 0.00"
+    assert cell([0.2, 0.4]) == "0.30 ± 1.27"  # Student's t of two values
 
 
 def test_figures_of_nothing_are_refused():

@@ -39,7 +39,7 @@ class MLP(nn.Module):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"`activation` must be one of {ACTIVATIONS}, got {activation!r}")
-        self.activation = activation
+        self.activation: Activation = activation
         self.W_gate = gaussian(d_in, d_mlp) if activation in _GATES else None
         self.W_in = gaussian(d_in, d_mlp)
         self.W_out = gaussian(d_mlp, d_out)

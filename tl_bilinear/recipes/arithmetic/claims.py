@@ -14,6 +14,7 @@ from tl_bilinear.recipes.arithmetic.study import (
     RANDOM_DIRECTIONS,
     REVERSED,
     SOLVER,
+    TOKEN_COPIED,
     UNITS,
     Record,
 )
@@ -26,6 +27,7 @@ TRAINING_FREE = (
     CONTRASTIVE,
     CONTRASTIVE_REVERSED,
     CONTRASTIVE_INPUTS,
+    MEAN_INPUTS,
     UNITS,
     EIGENMODES,
     REVERSED,
@@ -94,16 +96,14 @@ def _harder_aim(results: Results) -> Iterator[str]:
     best = max(ways, key=lambda way: sum(ways[way]))
     values = ways[best]
     met = sum(values) / len(values) >= 0.9
-    heard = retained(records, MEAN_INPUTS)
-    forgotten = [each.outcomes[MEAN_INPUTS].forget for each in records]
-    kept = sum(heard) / len(heard) >= 0.9
+    copied = [each.outcomes[TOKEN_COPIED] for each in records]
     yield (
-        f"- **The harder aim, 0.9 on add + sub with a task token without training: by taking "
-        f"anything out, {'met' if met else 'not met'}** (best: {best}, {cell(values)}). "
-        f"**By setting one direction of each layer's input to its mean under the retained "
-        f"operation: {'met' if kept else 'not met'}** (retained {cell(heard)}, forget "
-        f"{sum(forgotten) / len(forgotten):.3f}): the model then hears the other task's token and "
-        "answers the other operation. That masks the question; what computes the answer is whole."
+        f"- **The harder aim, 0.9 on add + sub with a task token without training: "
+        f"{'met' if met else 'not met'}** (best: {best}, {cell(values)}). Copying the retained "
+        f"operation's token over the forgotten one's would meet it, with retained "
+        f"{sum(each.retain for each in copied) / len(copied):.2f} and forget "
+        f"{sum(each.forget for each in copied) / len(copied):.3f}, and counts for nothing: the "
+        "model answers the other operation, and what computes the forgotten one is whole."
     )
 
 

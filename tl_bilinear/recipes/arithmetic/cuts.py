@@ -37,9 +37,9 @@ class Evidence:
     """Activations and margin gradients of known pairs, by operation, at every place."""
 
     problem: Problem
-    activations: dict[Place, list[Float[Tensor, "pair d"]]]
-    gradients: dict[Place, list[Float[Tensor, "pair d"]]]
-    hidden: list[list[Float[Tensor, "pair d_mlp"]]]
+    activations: dict[Place, list[Float[Tensor, "_ d"]]]
+    gradients: dict[Place, list[Float[Tensor, "_ d"]]]
+    hidden: list[list[Float[Tensor, "_ d_mlp"]]]
     """By layer and operation."""
 
     @classmethod
@@ -224,7 +224,7 @@ def _unit_energies(evidence: Evidence) -> list[Tensor]:
     for op in (problem.forget, problem.retain):
         layers = []
         for place in evidence.outputs:
-            W_out = problem.model.mlps[place.layer].W_out.detach()
+            W_out = problem.model.get_parameter(f"mlps.{place.layer}.W_out").detach()
             effects = evidence.hidden[place.layer][op] * (evidence.gradients[place][op] @ W_out.T)
             layers.append(effects.square().mean(0))
         energies.append(torch.cat(layers))

@@ -45,6 +45,8 @@ class Edit:
     modes: dict[int, Modes] = field(default_factory=dict)
     weights: dict[int, Float[Tensor, "d_mlp d"]] = field(default_factory=dict)
     """Added to W_out."""
+    tokens: dict[int, int] = field(default_factory=dict)
+    """Task tokens that are read as others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +73,8 @@ def run(model: ModularModel, task: ModularTask, edit: Edit = NOTHING) -> Pass:
     """All pairs through the edited model."""
     stream = model.embed(task.pairs)
     tokens = model.config.form == "token"
+    for one, other in edit.tokens.items():
+        stream = stream.index_copy(0, torch.tensor([one]), stream[other : other + 1])
     inputs, hiddens, outputs = [], [], []
     for layer, mlp in enumerate(model.mlps):
         assert isinstance(mlp, MLP)

@@ -27,6 +27,7 @@ from tl_bilinear.recipes.arithmetic.study import (
     RANDOM_UNITS,
     REVERSED,
     SOLVER,
+    TOKEN_COPIED,
     UNITS,
     Record,
 )
@@ -38,6 +39,7 @@ WAYS = (
     CONTRASTIVE_REVERSED,
     CONTRASTIVE_INPUTS,
     MEAN_INPUTS,
+    TOKEN_COPIED,
     UNITS,
     EIGENMODES,
     REVERSED,
@@ -127,12 +129,13 @@ retain second moments of a layer's output (of margin gradients, or with a task t
 as well), whitened; *{CONTRASTIVE_REVERSED}* takes each out twice. *{CONTRASTIVE_INPUTS}*: the same
 in what a layer's MLP reads. Layer, moments and shrinkage of these are those that retain most.
 *{MEAN_INPUTS}*: one direction per layer, along the difference of both operations' mean inputs, is
-set to its mean under the retained one (an oblique projection): the model then hears the other
-task's token. *{UNITS}* and *{EIGENMODES}* (bilinear models): by the forget share of squared
-contributions to the margins. *{SOLVER}*: retain-constrained Gauss-Newton on the down-projections,
-fitted on half of the pairs; the cell holds retained accuracy / forget accuracy on the other half,
-and the rank. *{RANDOM_DIRECTIONS}* (of the same whitened space) and *{RANDOM_UNITS}*: the mean of
-{DRAWS} draws per model."""
+set to its mean under the retained one (an oblique projection), as if the other task's token were
+there. *{TOKEN_COPIED}* puts that token there, and shows what the measure does not ask: nothing but
+the question is forgotten. *{UNITS}* and *{EIGENMODES}* (bilinear models): by the forget share of
+squared contributions to the margins. *{SOLVER}*: retain-constrained Gauss-Newton on the
+down-projections, fitted on half of the pairs; the cell holds retained accuracy / forget accuracy on
+the other half, and the rank. *{RANDOM_DIRECTIONS}* (of the same whitened space) and
+*{RANDOM_UNITS}*: the mean of {DRAWS} draws per model."""
 
 
 def _model_rows(results: Results) -> Iterator[str]:

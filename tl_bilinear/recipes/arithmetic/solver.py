@@ -55,7 +55,10 @@ def fit_weights(
     before = margins(problem.run().logits, problem.task)
     goals = before.clone()
     goals[problem.forget] = target
-    weights = {layer: torch.zeros_like(mlp.W_out) for layer, mlp in enumerate(problem.model.mlps)}
+    weights = {
+        layer: torch.zeros_like(problem.model.get_parameter(f"mlps.{layer}.W_out"))
+        for layer in range(problem.model.config.n_layers)
+    }
     missed = _missing(problem, Edit(weights=weights), goals, chosen)
     history = [float(missed.square().mean().sqrt())]
     for _ in range(n_steps):

@@ -35,6 +35,7 @@ CONTRASTIVE = "contrastive"
 CONTRASTIVE_REVERSED = "contrastive, reversed"
 CONTRASTIVE_INPUTS = "contrastive, inputs"
 MEAN_INPUTS = "retained mean, inputs"
+TOKEN_COPIED = "token copied"
 UNITS = "hidden units"
 EIGENMODES = "eigenmodes"
 REVERSED = "eigenmodes, reversed"
@@ -181,6 +182,8 @@ def _ways(evidence: Evidence) -> Iterator[tuple[str, tuple[Edit, Outcome]]]:
         inputs = [Place(each.layer, "inputs") for each in evidence.outputs]
         yield CONTRASTIVE_INPUTS, _best(evidence, inputs, kinds)
         yield MEAN_INPUTS, first_that_forgets(problem, [mean_inputs(problem)])
+        copied = Edit(1, tokens={problem.forget: problem.retain})
+        yield TOKEN_COPIED, first_that_forgets(problem, [copied])
     yield UNITS, first_that_forgets(problem, unit_cuts(evidence))
     if problem.model.config.activation == "bilinear":
         yield EIGENMODES, first_that_forgets(problem, eigenmode_cuts(evidence))
@@ -252,12 +255,11 @@ def _probes(
 
 def _mean(outcomes: Iterable[Outcome]) -> Outcome:
     every = list(outcomes)
-    return Outcome(
-        *(
-            sum(getattr(each, name) for each in every) / len(every)
-            for name in ("forget", "retain", "retain_trained", "size")
-        )
-    )
+
+    def mean(name: str) -> float:
+        return sum(getattr(each, name) for each in every) / len(every)
+
+    return Outcome(mean("forget"), mean("retain"), mean("retain_trained"), mean("size"))
 
 
 def _read(stored: dict) -> Record:
