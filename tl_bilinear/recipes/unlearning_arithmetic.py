@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from tqdm.auto import tqdm
 
+from tl_bilinear.one_line_errors import errors_in_one_line
 from tl_bilinear.optimisation.files import replace_file
 from tl_bilinear.recipes.arithmetic.models import SEEDS, Kind, is_trained, kinds, trained
 from tl_bilinear.recipes.arithmetic.page import page, panels
@@ -82,16 +83,10 @@ def _main(
     """Cut one of two operations out of small networks, in every way; without the network."""
     if threads:
         torch.set_num_threads(threads)
-    try:
+    with errors_in_one_line(work_dir=work_dir):
         results = build(work_dir, list(kinds()), seeds=range(seeds), train=train)
         if output is not None:
             write(results, output)
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        Console().print(f"stopped; the same command goes on from {work_dir}")
-        raise typer.Exit(130) from None
     Console().print(f"{len(results.records)} kinds studied, {len(results.missing)} missing")
 
 

@@ -21,6 +21,7 @@ import typer
 from rich.console import Console
 from tqdm.auto import tqdm
 
+from tl_bilinear.one_line_errors import errors_in_one_line
 from tl_bilinear.optimisation.files import fingerprint_settings
 from tl_bilinear.recipes.modular import PAIRS, TRAINING, ModularRecipe
 from tl_bilinear.recipes.modular_stack import train_stack
@@ -168,15 +169,12 @@ def _main(
     if threads:
         torch.set_num_threads(threads)
     console = Console(highlight=False, soft_wrap=True)
-    try:
+    with errors_in_one_line(work_dir=work_dir):
         for kind in tqdm(list(kinds()), unit="kind"):
             for each in trained(kind, work_dir, range(seeds)):
                 test = ", ".join(f"{op} {value:.3f}" for op, value in each.test.items())
                 least = min(each.train.values())
                 console.print(f"{kind.name} {each.seed}: train {least:.3f}, test {test}")
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True)
-        raise typer.Exit(1) from error
 
 
 if __name__ == "__main__":
