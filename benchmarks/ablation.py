@@ -120,7 +120,8 @@ def table(rows: list[Row], rounds: int) -> str:
     lines = [
         f"# What ablating {MODES} modes in every layer costs",
         "",
-        f"`python benchmarks/ablation.py --output benchmarks/ablation.md`; {versions}, Python",
+        f"`python benchmarks/ablation.py --rounds {rounds} --output benchmarks/ablation.md`;",
+        f"{versions}, Python",
         f"{platform.python_version()}; 12 layers, d_model 768, d_mlp 3072, float32, one thread,",
         f"CPU time, medians of {rounds} rounds. inside: a pass inside the block over a plain pass.",
         "entered: the same, entering the block included. noise: the middle half of the plain pass",

@@ -212,7 +212,8 @@ def test_the_curve_reaches_all_budgets_where_it_is_asked_for():
     curve = circuit.settings["budget_curve"]
     assert curve[-1][1] >= 0.97 and curve[-2][1] < 0.97
     alone = tlb.trace_circuit(model, tokens, (7, 9), max_nodes=5, larger_budgets=0)
-    assert alone.settings["budget_curve"] == curve[:1]
+    shorter = alone.settings["budget_curve"]
+    assert shorter == curve[: len(shorter)] and len(shorter) < len(curve)
     with pytest.raises(ValueError, match="larger_budgets"):
         tlb.trace_circuit(model, tokens, (7, 9), larger_budgets=-1)
 
