@@ -22,7 +22,7 @@ def tiny(tmp_path_factory):
     work = tmp_path_factory.mktemp("planted")
     facts = [planted_facts()[k] for k in (0, 30, 3, 33)]
     texts = tuple(beginning(story, 100) for story in bundled_stories()[:12])
-    config = PlantingConfig(n_steps=25, learning_rate=6e-3, windows=1, window=16, rows=8)
+    config = PlantingConfig(n_steps=60, learning_rate=6e-3, windows=1, window=16, rows=8)
     stories = Stories(texts[:6], texts[6:], "bundled")
 
     def planted(label, kept):
