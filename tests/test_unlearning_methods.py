@@ -67,7 +67,7 @@ GRADIENT = [
     Hinge(learning_rate=1e-2, steps=STEPS, depth=2.0),
     GradDiff(learning_rate=1e-2, steps=STEPS, forget_weight=3.0),
     NPO(learning_rate=1e-2, steps=STEPS, beta=0.3),
-    RMU(learning_rate=3e-2, steps=STEPS, layer=1, steering=6.0, retain_weight=3.0),
+    RMU(learning_rate=3e-2, steps=32, layer=1, steering=6.0, retain_weight=6.0),
 ]
 
 
