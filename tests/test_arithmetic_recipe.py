@@ -64,8 +64,10 @@ def test_every_kind_is_there_once():
     assert len({kind.recipe(seed) for kind in every for seed in range(5)}) == 240
 
 
-def test_the_experiment_resumes_and_writes_its_page(tmp_path: Path, monkeypatch):
+def test_the_experiment_resumes_and_writes_its_page(tmp_path: Path, monkeypatch, unchecked):
+    # Without shape checks, which test_arithmetic.py has: thousands of passes in a few seconds.
     monkeypatch.setattr(study, "DRAWS", 1)
+    monkeypatch.setattr(study, "SHRINKAGES", (0.01,))
     table = [
         Kind(("add", "mul"), "heads", "bilinear", "generalising"),
         Kind(("add", "sub"), "token", "bilinear", "generalising"),
