@@ -126,10 +126,11 @@ def test_kernel_push_and_pull_are_the_dense_jacobians(model, name):
         read = white.read(found[layer])
         dense = read.dense()
         assert dense.shape == (rows.n_sites, torch.Size(basis.shape).numel())
-        exact = {"rtol": 1e-9, "atol": 1e-9 * float(dense.square().sum(1).max())}
-        torch.testing.assert_close(read.kernel(), dense @ dense.mT, **exact)
+        exact, rounding = dense @ dense.mT, 1e-9 * float(dense.square().sum(1).max())
+        torch.testing.assert_close(read.kernel(), exact, rtol=1e-9, atol=rounding)
         if not basis.paired:
-            torch.testing.assert_close(read.kernel_by_positions(), dense @ dense.mT, **exact)
+            other = read.kernel_by_positions()
+            torch.testing.assert_close(other, exact, rtol=1e-9, atol=rounding)
         weights = torch.randn(rows.n_sites, dtype=torch.float64)
         torch.testing.assert_close(
             read.pull_back(weights).flatten(), weights @ dense, rtol=1e-9, atol=1e-9
@@ -253,6 +254,31 @@ def test_an_edit_forgets_and_keeps(model, basis):
         torch.testing.assert_close(host.mlp_weights(layer).tensor.out, weight, rtol=0, atol=1e-12)
         with torch.no_grad():
             host.mlp_weights(layer).tensor.out.copy_(weight)
+
+
+def test_an_interrupted_fit_leaves_the_model(model):
+    host = tlb.get_host(model)
+    tokens = host.to_tokens("w1 w2 w3")[None]
+    with torch.no_grad():
+        before = model(tokens)
+
+    def stop(step) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fitted(model, progress=stop)
+    with torch.no_grad():
+        assert torch.equal(model(tokens), before)
+
+
+def test_a_saved_edit_is_the_edited_model(tmp_path):
+    model = knowing(hosts()[0], dtype=torch.float32)
+    _, _, edit = fitted(model)
+    tokens = tlb.get_host(model).to_tokens("w1 w2 w3")[None]
+    edit.apply_(model)
+    again = tlb.load(tlb.save_pretrained(model, tmp_path / "edited"))
+    with torch.no_grad():
+        assert torch.equal(again(tokens), model(tokens))
 
 
 def test_the_level_is_that_of_wrong_answers(model):

@@ -69,7 +69,7 @@ def eigenmode_amplitudes(host: AbstractHost, modes: Sequence[Mode]) -> list[Laye
         unique, index = torch.unique(directions, dim=0, return_inverse=True)
         # Row c of pinv(U)^T moves u_c . y by one and every other u . y by nothing.
         unit = torch.linalg.pinv(unique).mT[index]
-        values = torch.tensor([mode.eigenvalue for mode in group]).to(unit)
+        values = torch.tensor([mode.eigenvalue for mode in group], dtype=torch.float64).to(unit)
         vectors = torch.stack([mode.eigenvector.double() for mode in group])
         found.append(
             LayerBasis(

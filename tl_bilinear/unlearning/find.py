@@ -168,7 +168,7 @@ class _Seen:
         if not mine:
             return rows.new_zeros(len(seen.site_row), 0)
         vectors = torch.stack([mode.eigenvector.double() for mode in mine])
-        values = torch.tensor([mode.eigenvalue for mode in mine]).to(rows)
+        values = torch.tensor([mode.eigenvalue for mode in mine], dtype=torch.float64).to(rows)
         u = torch.stack([mode.direction.double() for mode in mine])
         contributions = (rows @ vectors.mT) ** 2 * values
         along = seen.gradients.double() @ (u / u.square().sum(1, keepdim=True)).mT
