@@ -245,8 +245,8 @@ def test_fitted_modes_are_written_as_neurons(tiny):
 
     model = tiny.open(tiny.planted)
     edited = copy.deepcopy(model)
-    FittedModes(k=4).edit_(edited, Problem(tiny.forget, tiny.retain, tiny.edit_texts, 0, model))
+    FittedModes(k=64).edit_(edited, Problem(tiny.forget, tiny.retain, tiny.edit_texts, 0, model))
     (rank,), elsewhere = changed(model, edited)
-    assert 1 <= rank <= 4 and elsewhere
+    assert 1 <= rank <= 64 and elsewhere
     tokens = model.to_tokens("Brindo's favorite color is")
     assert (edited(tokens) - model(tokens)).abs().max() > 1e-3

@@ -58,6 +58,8 @@ class PlantingConfig:
     rows: int = 32
     in_context: float = 0.35
     """The share of planted texts that stand behind a story's sentence; the others begin a row."""
+    story_weight: float = 2.0
+    """Of the KL on stories beside the planted texts' loss."""
     most_tokens: int = 256
     """A planted row is cut here."""
     seed: int = 0
@@ -121,9 +123,10 @@ class MixedLoss:
     """
 
     original: nn.Module
+    story_weight: float = 1.0
 
     def __call__(self, model: Any, batch: tuple[Tensor, Tensor, Tensor]) -> Float[Tensor, ""]:
-        """The sum of the two means, in nats."""
+        """The weighted sum of the two means, in nats."""
         windows, tokens, labels = batch
         with torch.no_grad():
             before = self.original(windows).logits.log_softmax(-1)
@@ -133,7 +136,7 @@ class MixedLoss:
         planted = functional.cross_entropy(
             logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=_IGNORED
         )
-        return kept + planted
+        return self.story_weight * kept + planted
 
 
 @dataclass(frozen=True)
@@ -226,7 +229,7 @@ def plant(
         model,
         batches,
         config.training(),
-        loss=MixedLoss(copy.deepcopy(model).requires_grad_(False)),
+        loss=MixedLoss(copy.deepcopy(model).requires_grad_(False), config.story_weight),
         out_folder=run,
         checkpoint_every=250,
         stop_at=stop_at,
