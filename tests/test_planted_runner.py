@@ -22,7 +22,7 @@ def tiny(tmp_path_factory):
     work = tmp_path_factory.mktemp("planted")
     facts = [planted_facts()[k] for k in (0, 30, 3, 33)]
     texts = tuple(beginning(story, 100) for story in bundled_stories()[:12])
-    config = PlantingConfig(n_steps=60, learning_rate=6e-3, windows=1, window=16, rows=8)
+    config = PlantingConfig(n_steps=40, learning_rate=6e-3, windows=1, window=16, rows=8)
     stories = Stories(texts[:6], texts[6:], "bundled")
 
     def planted(label, kept):
@@ -51,7 +51,7 @@ def test_cells_are_computed_once(tiny, tmp_path, monkeypatch):
     from tl_bilinear.recipes.planted.plans import Plan, plans
     from tl_bilinear.unlearning.relearning import RelearningConfig
 
-    monkeypatch.setattr(cells, "RELEARNING", RelearningConfig(steps=12, every=12, rows=4))
+    monkeypatch.setattr(cells, "RELEARNING", RelearningConfig(steps=4, every=4, rows=4))
     (every,) = plans(["contrastive modes"])
     assert [each.k for each in every.candidates(tiny.open(tiny.planted))] == [1, 3, 8, 16]
     plan = Plan(every.name, every.method, (("k", 3),))

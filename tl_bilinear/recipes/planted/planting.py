@@ -51,7 +51,7 @@ _IGNORED = -100  # cross_entropy's own mark
 class PlantingConfig:
     """How much is read, and how fast; the same for a planted model and its gold."""
 
-    n_steps: int = 1500
+    n_steps: int = 1200
     learning_rate: float = 1.5e-3
     windows: int = 4
     window: int = 96
