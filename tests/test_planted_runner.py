@@ -53,11 +53,15 @@ def test_cells_are_computed_once(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(cells, "RELEARNING", RelearningConfig(steps=4, every=4, rows=4))
     (every,) = plans(["contrastive modes"])
-    assert [each.k for each in every.candidates(tiny.open(tiny.planted))] == [1, 3, 8, 16]
+    candidates = every.candidates(tiny.open(tiny.planted))
+    assert [vars(each)["k"] for each in candidates] == [1, 3, 8, 16]
     plan = Plan(every.name, every.method, (("k", 3),))
     before = cells.unedited_cell(tiny, tmp_path)
     gold = cells.gold_cell(tiny, tmp_path)
     cell = cells.run_cell(tiny, plan, tmp_path)
+    assert before.scores is not None and gold.scores is not None and gold.concept is not None
+    assert before.scores.forget is not None and gold.scores.forget is not None
+    assert before.scores.text is not None
     assert before.scores.forget.answers.accuracy > gold.scores.forget.answers.accuracy
     assert before.ranks == (0,) and not before.elsewhere and before.scores.text.kl == 0
     assert gold.concept.first.places == 2 and gold.concept.later.places == 1
