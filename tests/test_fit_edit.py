@@ -273,7 +273,7 @@ def test_an_interrupted_fit_leaves_the_model(model):
 
 def test_a_saved_edit_is_the_edited_model(tmp_path):
     model = knowing(hosts()[0], dtype=torch.float32)
-    _, _, edit = fitted(model)
+    _, _, edit = fitted(model, max_steps=2)
     tokens = tlb.get_host(model).to_tokens("w1 w2 w3")[None]
     edit.apply_(model)
     again = tlb.load(tlb.save_pretrained(model, tmp_path / "edited"))

@@ -14,6 +14,7 @@ from tl_bilinear.unlearning import (
     site_logits,
     site_margins,
 )
+from tl_bilinear.unlearning.contexts import in_contexts
 
 SHORT = Question("w1 w2", " w3", rewordings=("w4",), unseen=("w5 w6 w7",), wrong=(" w8", " w9 w10"))
 LONG = Question("w1 w2 w3 w4", " w5 w6 w7")
@@ -92,6 +93,18 @@ def test_a_row_is_known_where_every_token_is_the_argmax(model):
     half[1:] = 0
     half[1, rows.label[1]] = half[2, 0] = 1
     assert known_rows(half, rows).tolist() == [True, False]
+
+
+def test_questions_in_contexts():
+    question = Question("A boy Tom has", " w3", rewordings=("Tom's pet is",), unseen=("Tom has",))
+    (behind,) = in_contexts([question], ["One day it rained. No."], 2)
+    assert behind.wordings[:2] == question.wordings and behind.unseen == ("Tom has",)
+    assert behind.wordings[2:] == (
+        "One day it rained. A boy Tom has",
+        "One day it rained. Tom's pet is",
+    )
+    assert in_contexts([question], ["No."], 2) == (question,)
+    assert in_contexts([question], ["One day it rained."], 0) == (question,)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """The bases of an edit: what each layer may read and write.
 
 down_projection   any change of W_out (low rank in the end)
-contrastive       readers: components of the MLP's hidden products that the forgotten prompts
-                  use and general text does not (`contrastive_directions`); any writers
+contrastive       readers: components of the MLP's hidden products that forgotten prompts use,
+                  and retained ones and text do not (`contrastive_directions`); any writers
 units             one number per hidden unit: how much of it is left
 eigenmodes        one number per given mode: how much of lambda (v.x)^2 along u is added
 """
@@ -44,8 +44,8 @@ def hidden_units(host: AbstractHost, layers: Sequence[int]) -> list[LayerBasis]:
 
 
 def contrastive_features(
-    forget: Float[Tensor, "layer d_mlp d_mlp"],
-    retain: Float[Tensor, "layer d_mlp d_mlp"],
+    forget: Sequence[Float[Tensor, "d_mlp d_mlp"]],
+    retain: Sequence[Float[Tensor, "d_mlp d_mlp"]],
     layers: Sequence[int],
     d_model: int,
     k: int,

@@ -34,6 +34,7 @@ from tl_bilinear.unlearning.question import Question
 from tl_bilinear.unlearning.text_metric import TextKL, text_moments, token_rows
 
 RANK = 8
+FEATURES = 32
 N_TEXTS = 60
 WHOLE_STEPS = 4
 """Of the full solve before it is cut to a rank: it finds the subspace, the cut edit is refined."""
@@ -43,11 +44,12 @@ def fit_edit(
     model: Any,
     forget: Sequence[Question],
     retain: Sequence[Question],
-    basis: BasisName = "down_projection",
+    basis: BasisName = "contrastive",
     *,
     texts: Sequence[str] | None = None,
     modes: Sequence[Mode] = (),
     rank: int = RANK,
+    features: int = FEATURES,
     layers: Sequence[int] | None = None,
     target: float | Float[Tensor, " site"] | None = None,
     floor: float = 2.0,
@@ -67,12 +69,15 @@ def fit_edit(
 
     Args:
         forget, retain: what must go and what must stay, in the wordings that edits may use.
-        basis: "down_projection" (changes of W_out), "contrastive" (changes that read only the
-            components of the hidden products that forgotten prompts use), "units" (one amplitude
-            per hidden unit) or "eigenmodes" (one amplitude per mode of `modes`).
+        basis: "contrastive" (changes of W_out that read only what tells forgotten prompts from
+            retained ones and from text, among the hidden products), "down_projection" (any
+            change of W_out), "units" (one amplitude per hidden unit) or "eigenmodes" (one
+            amplitude per mode of `modes`).
         texts: general text that is to stay as it is; by default bundled stories, which suit the
             bundled models only.
         rank: terms per layer at most, for "down_projection" and "contrastive".
+        features: contrastive components per layer that an edit may read, of "contrastive": fewer
+            generalise better to other wordings, and change more of the rest.
         layers: which ones may be edited; all by default.
         target: log-odds of the answers' tokens to end at, one number or one per site of
             `answer_rows`; by default the level of subjects that the model has never met.
@@ -96,8 +101,10 @@ def fit_edit(
     begun = time.perf_counter()
     host = get_host(model)
     forget, retain = require_forgettable(host, forget, retain)
-    plan = _Plan(host, basis, tuple(modes), _layers(host, layers), rank, damping, seed)
-    _require_numbers(rank=rank, max_steps=max_steps, damping=damping, kl_limit=kl_limit)
+    plan = _Plan(host, basis, tuple(modes), _layers(host, layers), features, damping, seed)
+    _require_numbers(
+        rank=rank, features=features, max_steps=max_steps, damping=damping, kl_limit=kl_limit
+    )
     texts = _texts(texts)
     batches = token_rows(host, texts)
     asked = in_contexts(forget, texts, contexts, seed), retain
@@ -136,7 +143,7 @@ class _Plan:
     name: BasisName
     modes: tuple[Mode, ...]
     layers: tuple[int, ...]
-    rank: int
+    features: int
     damping: float
     seed: int
 
@@ -149,7 +156,7 @@ class _Plan:
             )
 
     def whitened(self, asked: Any, batches: Any) -> dict[int, WhitenedBasis]:
-        bases = self._bases(asked[0], batches)
+        bases = self._bases(asked, batches)
         moments = text_moments(self.host, batches, bases, self.seed)
         return {
             each.layer: whiten(
@@ -158,7 +165,7 @@ class _Plan:
             for each in bases
         }
 
-    def _bases(self, forget: Sequence[Question], batches: Any) -> list[LayerBasis]:
+    def _bases(self, asked: Sequence[Sequence[Question]], batches: Any) -> list[LayerBasis]:
         host, layers = self.host, self.layers
         if self.name == "eigenmodes":
             return eigenmode_amplitudes(host, self.modes)
@@ -167,15 +174,21 @@ class _Plan:
         whole = down_projections(host, layers)
         if self.name == "down_projection":
             return whole
-        mine = answer_moments(host, forget, whole)
-        other = text_moments(host, batches, whole, self.seed)
+        mine, near = (answer_moments(host, each, whole) for each in asked)
+        far = text_moments(host, batches, whole, self.seed)
+        # Retained prompts ask the same of other subjects: what differs is who is asked about.
         return contrastive_features(
-            torch.stack([mine[layer].features for layer in layers]),
-            torch.stack([other[layer].features for layer in layers]),
+            [_shape(mine[layer].features) for layer in layers],
+            [_shape(near[layer].features) + _shape(far[layer].features) for layer in layers],
             layers,
             host.d_model,
-            4 * self.rank,
+            self.features,
         )
+
+
+def _shape(moment: Tensor) -> Tensor:
+    """A moment without its size: sets of different sizes and weights count alike."""
+    return moment / moment.trace()
 
 
 def _from_factors(bases: Mapping[int, WhitenedBasis], factors: Factors) -> list[LayerChange]:
