@@ -49,9 +49,11 @@ def _few_modes(results: Results, form: str) -> Iterator[str]:
     records = _bilinear(results, ADD_MUL, form)
     if not records:
         return
+    reached: list[list[bool]] = []
     for way in (CONTRASTIVE, CONTRASTIVE_REVERSED):
         outcomes = [each.outcomes[way] for each in records]
         good = [each.forgets and each.retain >= 0.99 and each.size <= 5 for each in outcomes]
+        reached.append(good)
         trained = [e.forgets and e.retain_trained >= 0.99 and e.size <= 5 for e in outcomes]
         small = [each.forgets and each.retain >= 0.99 and each.size <= 8 for each in outcomes]
         yield (
@@ -62,6 +64,11 @@ def _few_modes(results: Results, form: str) -> Iterator[str]:
             f"{sum(each.size for each in outcomes) / len(outcomes):.1f} modes on average, "
             f"{max(each.size for each in outcomes):.0f} at most."
         )
+    either = [any(pair) for pair in zip(*reached, strict=True)]
+    yield (
+        f"- **The same, removed or reversed, whichever does it: {_verdict(either)}** "
+        f"({sum(either)} of {len(either)})."
+    )
     controls = retained(records, RANDOM_DIRECTIONS)
     best = [each.outcomes[BEST_RANDOM].retain for each in records]
     matched = [each.matched for each in records]

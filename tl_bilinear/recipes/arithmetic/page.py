@@ -20,6 +20,7 @@ from tl_bilinear.recipes.arithmetic.study import (
     CONTRASTIVE_REVERSED,
     DRAWS,
     EIGENMODES,
+    KEPT,
     MEAN_INPUTS,
     OUTPUT_SVD,
     PROBED,
@@ -127,7 +128,8 @@ No way but the solver fits anything. *{OUTPUT_SVD}*: principal directions of the
 gradients in a layer's whitened output. *{CONTRASTIVE}*: the generalised eigenproblem of forget and
 retain second moments of a layer's output (of margin gradients, or with a task token of activations
 as well), whitened; *{CONTRASTIVE_REVERSED}* takes each out twice. *{CONTRASTIVE_INPUTS}*: the same
-in what a layer's MLP reads. Layer, moments and shrinkage of these are those that retain most.
+in what a layer's MLP reads. Layer, moments and shrinkage of these are those that retain most, and
+of those that retain {KEPT:.2f} those that take out least, on the pairs that are measured.
 *{MEAN_INPUTS}*: one direction per layer, along the difference of both operations' mean inputs, is
 set to its mean under the retained one (an oblique projection), as if the other task's token were
 there. *{TOKEN_COPIED}* puts that token there, and shows what the measure does not ask: nothing but

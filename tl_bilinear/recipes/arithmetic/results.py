@@ -53,5 +53,6 @@ def mean_and_half(values: Sequence[float]) -> tuple[float, float]:
 def cell(values: Sequence[float]) -> str:
     """As "0.97 ± 0.02", with three digits where two would round the mean up to 1."""
     mean, half = mean_and_half(values)
-    text = f"{mean:.3f}" if 0.985 <= mean < 1 else f"{mean:.2f}"
-    return text if len(values) == 1 else f"{text} ± {half:.2f}"
+    digits = 3 if 0.985 <= mean < 1 else 2
+    text = f"{mean:.{digits}f}"
+    return text if len(values) == 1 else f"{text} ± {half:.{digits}f}"
