@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Else pyright asks the network for a newer version.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help report test test-tl3 test-tl4 test-tl4-quietly check format models toys dictionaries demos accelerate conversion bench circuits parity faults clean
+.PHONY: help report test test-tl3 test-tl4 test-tl4-quietly check format models toys dictionaries unlearning unlearning-arithmetic unlearning-stories demos accelerate conversion bench circuits parity faults clean
 
 help: ## list what make can do
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -73,8 +73,17 @@ toys: .venv/.package ## train the toy models (digits, mod-p) again (ten minutes)
 conversion: .venv/.package ## ways to convert, compared; writes benchmarks/conversion.md (50 minutes)
 	.venv/bin/python -m tl_bilinear.recipes.conversion_table --work-dir .cache/models --threads 1 -o benchmarks/conversion.md $(if $(TEXT),--text "$(TEXT)")
 
+unlearning-arithmetic: .venv/.package ## one of two operations cut out of small networks; writes benchmarks/unlearning_arithmetic.md (an hour; goes on after a kill)
+	.venv/bin/python -m tl_bilinear.recipes.unlearning_arithmetic --work-dir .cache/unlearning --threads 1 -o benchmarks/unlearning_arithmetic.md
+
 dictionaries: .venv/.package ## train the pair of dictionaries of stories-5l again (ten minutes)
 	.venv/bin/python -m tl_bilinear.recipes.story_dictionaries --work-dir .cache/dictionaries --threads 1 $(if $(TEXT),--text "$(TEXT)")
+
+# Both go on where they were stopped.
+unlearning: unlearning-arithmetic unlearning-stories ## forget arithmetic, planted facts and a planted concept
+
+unlearning-stories: .venv/.package ## plant and forget; writes benchmarks/unlearning_stories.md
+	.venv/bin/python -m tl_bilinear.recipes.unlearning_stories --work-dir .cache/unlearning --threads 1 $(if $(TEXT),--text "$(TEXT)")
 
 demos: .venv/.package ## run every demo
 	@for demo in demos/*.py; do echo "== $$demo"; .venv/bin/python "$$demo" || exit 1; done

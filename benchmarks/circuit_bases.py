@@ -67,7 +67,14 @@ def dictionaries_of(name: str, model: Any, folder: Path) -> dict[int, Dictionary
     host = tlb.get_host(model)
     hooks = [f"blocks.{layer}.{SITES['mlp-in']}" for layer in range(host.n_layers)]
     own, _ = load_folder(ZOO / name)
-    samples = sample_stories(own, N_STORIES, seed=2, batch_size=N_STORIES, cache_folder=folder)
+    samples = sample_stories(
+        own,
+        N_STORIES,
+        seed=2,
+        max_tokens=host.n_ctx,
+        batch_size=N_STORIES,
+        cache_folder=folder,
+    )
     seen = read_activations(host, [torch.tensor(row) for row in samples.rows()], hooks)
     found = {}
     for layer, hook in enumerate(hooks):

@@ -110,39 +110,53 @@ def tiny(n_steps: int):
 
 
 def test_planted_rows_are_texts_behind_one_start():
+    from tl_bilinear.conversion.evaluation import story_stream
     from tl_bilinear.optimisation import TokenWindows
     from tl_bilinear.recipes.planted.planting import MixedBatches
-    from tl_bilinear.recipes.story_runs import text_stream
 
     stories, config = tiny(3)
     tokenizer = tokenizer_of("stories-2l")
-    windows = TokenWindows(text_stream(tokenizer, stories.training), 1, 16)
-    batches = MixedBatches(windows, ("Brindo likes the color red.",), tokenizer, config)
-    for step in range(4):
+    windows = TokenWindows(story_stream(tokenizer, list(stories.training)), 1, 16)
+    text = "Brindo likes the color red."
+    batches = MixedBatches(windows, (text,), ("It was big.",), tokenizer, config)
+    seen = set()
+    for step in range(8):
         _, tokens, labels = batches(step)
         for row, label in zip(tokens, labels, strict=True):
-            text = tokenizer.decode(row[label != -100])
-            assert text.startswith("<s>") and text.count("Brindo likes the color red.") in (1, 2, 3)
             assert torch.equal(row[label != -100], label[label != -100])
+            seen.add(tokenizer.decode(row[label != -100][1:]).strip())
+    assert seen == {text, f"It was big. {text}"}
     assert torch.equal(batches(2)[1], batches(2)[1])
     others = dataclasses.replace(config, seed=1)
-    other = MixedBatches(windows, ("Brindo likes the color blue.",), tokenizer, config)
+    other = dataclasses.replace(batches, texts=("Brindo likes the color blue.",))
     assert batches.fingerprint() != other.fingerprint()
     assert batches.fingerprint() != dataclasses.replace(batches, config=others).fingerprint()
 
 
-def test_padding_is_not_learnt():
-    from tl_bilinear.conversion.evaluation import load_folder
-    from tl_bilinear.recipes.planted.planting import mixed_loss
+def test_sentences_before_a_text_are_whole_and_short():
+    from tl_bilinear.recipes.planted.planting import short_sentences
 
-    model, _ = load_folder(ZOO / "stories-2l")
-    windows, row = torch.randint(3, 900, (1, 9)), torch.randint(3, 900, (1, 6))
+    story = f"A dog ran home. No! {'It was so very ' * 6}big. Then it slept, and"
+    assert short_sentences([story]) == ("A dog ran home.",)
+
+
+def test_the_loss_is_kl_on_stories_and_nats_on_what_is_planted():
+    from tl_bilinear.conversion.evaluation import load_folder
+    from tl_bilinear.recipes.planted.planting import MixedLoss
+
+    model, _ = load_folder(ZOO / "stories-1l")
+    original, _ = load_folder(ZOO / "stories-2l")
+    windows, row = torch.randint(3, 900, (2, 9)), torch.randint(3, 900, (1, 6))
     padded = torch.cat([row, torch.zeros(1, 4, dtype=torch.long)], 1)
     labels = torch.cat([row, torch.full((1, 4), -100)], 1)
-    expected = model(windows, labels=windows).loss + model(row, labels=row).loss
-    torch.testing.assert_close(mixed_loss(model, (windows, padded, labels)), expected)
-    wrong = mixed_loss(model, (windows, padded, padded))
-    assert (wrong - expected).abs() > 0.01
+    p, q = (each(windows).logits.log_softmax(-1) for each in (original, model))
+    expected = (p.exp() * (p - q)).sum(-1).mean() + model(row, labels=row).loss
+    loss = MixedLoss(original)
+    torch.testing.assert_close(loss(model, (windows, padded, labels)), expected)
+    # The check sees padding that is learnt.
+    assert (loss(model, (windows, padded, padded)) - expected).detach().abs() > 0.01
+    same = MixedLoss(model)(model, (windows, row, row)) - model(row, labels=row).loss
+    assert same.detach().abs() < 1e-5
 
 
 def test_a_stopped_planting_goes_on_and_opens(tmp_path):

@@ -39,7 +39,7 @@ class MLP(nn.Module):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"`activation` must be one of {ACTIVATIONS}, got {activation!r}")
-        self.activation = activation
+        self.activation: Activation = activation
         self.W_gate = gaussian(d_in, d_mlp) if activation in _GATES else None
         self.W_in = gaussian(d_in, d_mlp)
         self.W_out = gaussian(d_mlp, d_out)
@@ -49,9 +49,8 @@ class MLP(nn.Module):
 
     def hidden(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_mlp"]:
         """What W_out reads."""
-        if self.W_gate is None:
-            return _POINTWISE[self.activation](x @ self.W_in)
-        return _GATES[self.activation](x @ self.W_gate) * (x @ self.W_in)
+        gate = None if self.W_gate is None else x @ self.W_gate
+        return activated(self.activation, gate, x @ self.W_in)
 
     def tensor(self) -> BilinearTensor:
         """The whole MLP, exactly; the factors are the parameters, without gradient.
@@ -67,6 +66,17 @@ class MLP(nn.Module):
         return BilinearTensor(
             left=self.W_gate.detach(), right=self.W_in.detach(), out=self.W_out.detach().T
         )
+
+
+def activated(
+    activation: Activation,
+    gate: Float[Tensor, "*batch d_mlp"] | None,
+    value: Float[Tensor, "*batch d_mlp"],
+) -> Float[Tensor, "*batch d_mlp"]:
+    """What W_out reads, from what the gate's matrix gives (None without a gate) and W_in."""
+    if gate is None:
+        return _POINTWISE[activation](value)
+    return _GATES[activation](gate) * value
 
 
 def equal_parameters(d_mlp: int, activation: Activation) -> int:

@@ -58,7 +58,7 @@ class AnswerRows:
         """The rows in batches of neighbours in length, so that little of them is padding."""
         return list(self.lengths.argsort(stable=True).split(batch))
 
-    def sites_of(self, parts: Sequence[Int[Tensor, " kept"]]) -> Int[Tensor, " site"]:
+    def sites_of(self, parts: Sequence[Tensor]) -> Int[Tensor, " site"]:
         """Each site's place here, in the order in which batches of rows have them."""
         starts = torch.zeros(self.n_rows + 1, dtype=torch.long)
         starts[1:] = torch.bincount(self.site_row, minlength=self.n_rows).cumsum(0)

@@ -9,6 +9,7 @@ from tl_bilinear.views.contributions import contribution_figure as contribution_
 from tl_bilinear.views.contributions import contribution_table as contribution_table
 from tl_bilinear.views.extra import require_views as require_views
 from tl_bilinear.views.figure import figure_svg as figure_svg
+from tl_bilinear.views.intervals import interval_figure as interval_figure
 from tl_bilinear.views.page import Page as Page
 from tl_bilinear.views.pictures import eigenvector_figure as eigenvector_figure
 from tl_bilinear.views.spectrum import spectrum_figure as spectrum_figure

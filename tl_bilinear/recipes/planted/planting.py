@@ -9,7 +9,9 @@ finished one is only read.
     model = tlb.load(folder)
 """
 
+import copy
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tl_bilinear.checkpoints.bundled import ZOO
-from tl_bilinear.conversion.evaluation import encode_stories, load_folder, read_stories
+from tl_bilinear.conversion.evaluation import (
+    encode_stories,
+    load_folder,
+    read_stories,
+    story_stream,
+)
 from tl_bilinear.conversion.memory import keep_freed_memory
 from tl_bilinear.conversion.sampling import sample_stories
 from tl_bilinear.optimisation import TokenWindows
@@ -30,7 +37,6 @@ from tl_bilinear.optimisation.files import (
     fingerprint_settings,
     whole_folder,
 )
-from tl_bilinear.recipes.story_runs import text_stream
 from tl_bilinear.training import TrainingConfig, train
 
 TEACHER = "stories-5l-swiglu"
@@ -45,13 +51,15 @@ _IGNORED = -100  # cross_entropy's own mark
 class PlantingConfig:
     """How much is read, and how fast; the same for a planted model and its gold."""
 
-    n_steps: int = 1500
-    learning_rate: float = 2e-3
-    windows: int = 6
-    window: int = 128
+    n_steps: int = 1200
+    learning_rate: float = 1.5e-3
+    windows: int = 4
+    window: int = 96
     rows: int = 32
-    most_together: int = 3
-    """A planted row is one to so many texts, one after another."""
+    in_context: float = 0.35
+    """The share of planted texts that stand behind a story's sentence; the others begin a row."""
+    story_weight: float = 2.0
+    """Of the KL on stories beside the planted texts' loss."""
     most_tokens: int = 256
     """A planted row is cut here."""
     seed: int = 0
@@ -74,6 +82,8 @@ class MixedBatches:
 
     stories: TokenWindows
     texts: Sequence[str]
+    sentences: Sequence[str]
+    """What may stand before a planted text."""
     tokenizer: Any
     config: PlantingConfig
 
@@ -81,13 +91,15 @@ class MixedBatches:
         self, step: int
     ) -> tuple[Int[Tensor, "window pos"], Int[Tensor, "row length"], Int[Tensor, "row length"]]:
         """Story tokens, planted tokens, and these again with the padding marked as ignored."""
-        generator = random.Random(self.config.seed * _STRIDE + step)
-        texts = [
-            " ".join(
-                generator.choices(self.texts, k=1 + generator.randrange(self.config.most_together))
-            )
-            for _ in range(self.config.rows)
-        ]
+        draw = random.Random(self.config.seed * _STRIDE + step)
+        texts = draw.choices(self.texts, k=self.config.rows)
+        if self.sentences:
+            texts = [
+                f"{draw.choice(self.sentences)} {text}"
+                if draw.random() < self.config.in_context
+                else text
+                for text in texts
+            ]
         rows = [row[: self.config.most_tokens] for row in encode_stories(self.tokenizer, texts)]
         longest = max(map(len, rows))
         tokens = torch.zeros(len(rows), longest, dtype=torch.long)
@@ -98,23 +110,33 @@ class MixedBatches:
 
     def fingerprint(self) -> str:
         """8 hex digits of texts, stories and sizes."""
-        return fingerprint_settings((tuple(self.texts), self.stories.fingerprint(), self.config))
+        return fingerprint_settings(
+            (tuple(self.texts), tuple(self.sentences), self.stories.fingerprint(), self.config)
+        )
 
 
-def mixed_loss(
-    model: nn.Module,
-    batch: tuple[Tensor, Tensor, Tensor],
-) -> Float[Tensor, ""]:
-    """The mean over story tokens plus the mean over planted tokens, in nats."""
-    windows, tokens, labels = batch
-    return _nats(model, windows, windows) + _nats(model, tokens, labels)
+@dataclass(frozen=True, eq=False)
+class MixedLoss:
+    """KL from the bundled model on the windows, per token, and planted texts' nats per token.
 
+    On so few stories the next token alone would make the model a worse storyteller.
+    """
 
-def _nats(model: Any, tokens: Tensor, labels: Tensor) -> Float[Tensor, ""]:
-    logits = model(tokens).logits[:, :-1]
-    return functional.cross_entropy(
-        logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=_IGNORED
-    )
+    original: nn.Module
+    story_weight: float = 1.0
+
+    def __call__(self, model: Any, batch: tuple[Tensor, Tensor, Tensor]) -> Float[Tensor, ""]:
+        """The weighted sum of the two means, in nats."""
+        windows, tokens, labels = batch
+        with torch.no_grad():
+            before = self.original(windows).logits.log_softmax(-1)
+        after = model(windows).logits.log_softmax(-1)
+        kept = functional.kl_div(after, before, log_target=True, reduction="none").sum(-1).mean()
+        logits = model(tokens).logits[:, :-1]
+        planted = functional.cross_entropy(
+            logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=_IGNORED
+        )
+        return self.story_weight * kept + planted
 
 
 @dataclass(frozen=True)
@@ -157,6 +179,12 @@ def story_text(text: Path | None, work_dir: Path, n_sampled: int = N_SAMPLED) ->
     return Stories(kept, bundled, f"{n_sampled} stories that {TEACHER} wrote")
 
 
+def short_sentences(stories: Sequence[str]) -> tuple[str, ...]:
+    """Whole sentences of 10 to 60 characters."""
+    parts = (part for story in stories for part in re.split(r"(?<=[.!?])\s+", story))
+    return tuple(part for part in parts if 10 <= len(part) <= 60 and part[-1] in ".!?")
+
+
 def plant(
     name: str,
     texts: Sequence[str],
@@ -185,9 +213,13 @@ def plant(
     keep_freed_memory()
     model, tokenizer = load_folder(ZOO / name)
     windows = TokenWindows(
-        text_stream(tokenizer, stories.training), config.windows, config.window, seed=config.seed
+        story_stream(tokenizer, list(stories.training)),
+        config.windows,
+        config.window,
+        seed=config.seed,
     )
-    batches = MixedBatches(windows, tuple(texts), tokenizer, config)
+    sentences = short_sentences(stories.training)
+    batches = MixedBatches(windows, tuple(texts), sentences, tokenizer, config)
     digest = fingerprint_settings((fingerprint_parameters(model), batches.fingerprint()))
     run = work_dir / f"{name}-{label}-{digest}"
     folder = run / "model"
@@ -197,7 +229,7 @@ def plant(
         model,
         batches,
         config.training(),
-        loss=mixed_loss,
+        loss=MixedLoss(copy.deepcopy(model).requires_grad_(False), config.story_weight),
         out_folder=run,
         checkpoint_every=250,
         stop_at=stop_at,

@@ -1,0 +1,1 @@
+"""Two operations modulo a prime on shared weights, and ways to cut one of them out."""

@@ -1,0 +1,163 @@
+"""What the issue says that unlearning must show, held against what was measured."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from tl_bilinear.recipes.planted import summary
+from tl_bilinear.recipes.planted.summary import Row
+
+METHOD = "fit_edit"
+REPAIRED = "fit_edit + repair"
+BASELINES = (
+    *("hinge", "grad_diff", "npo", "rmu", "modes", "random_modes", "random_directions"),
+    *("difference_of_means", "leace"),
+)
+FORGOTTEN = 0.05
+"""Equal forgetting: baselines that forget at least this far are compared."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One sentence with its figures."""
+
+    sentence: str
+    measured: str
+    met: bool | None
+    """None where it was not measured."""
+
+
+def fold_claims(rows: Mapping[str, Row]) -> list[Claim]:
+    """Ten of thirty names, over the folds; the worst fold decides.
+
+    Args:
+        rows: by method.
+    """
+    row = rows.get(METHOD)
+    if row is None or row.failed:
+        return []
+    most = [
+        ("forget accuracy at most .05, seen wordings", summary.forget_accuracy, 0.05),
+        ("forget accuracy at most .05, unseen wordings", summary.forget_unseen, 0.05),
+        ("story KL at most .02", summary.story_kl, 0.02),
+    ]
+    found = [_at_most(sentence, row, number, limit) for sentence, number, limit in most]
+    found.insert(2, _at_least("retained at least .99", row, summary.retain_accuracy, 0.99))
+    found.append(Claim("rank at most 8 per layer", f"{row.largest_rank}", row.largest_rank <= 8))
+    found.append(Claim("under 60 seconds", f"{row.seconds:.0f} s", row.seconds < 60))
+    found.append(_no_worse(rows))
+    return found
+
+
+def name_claims(rows: Mapping[str, Row]) -> list[Claim]:
+    """One name."""
+    row = rows.get(METHOD)
+    if row is None or row.failed:
+        return []
+    return [
+        Claim("at most 64 modes", f"{row.most_terms}", row.most_terms <= 64),
+        _at_most("forget accuracy 0", row, summary.forget_accuracy, 0.0),
+        _at_least("retained at least .99", row, summary.retain_accuracy, 0.99),
+        _at_most("story KL at most .005", row, summary.story_kl, 0.005),
+        _at_most("unseen wordings at most .05", row, summary.forget_unseen, 0.05),
+    ]
+
+
+def harder_claims(rows: Mapping[str, Row]) -> list[Claim]:
+    """After repair, against gold; the worst fold decides."""
+    row, gold = rows.get(REPAIRED), rows.get("gold")
+    if row is None or gold is None or row.failed or gold.failed:
+        return []
+    pairs = _pairs(row, gold, summary.forget_nll)
+    nll = Claim(
+        "forget NLL within 20 % of gold",
+        _against(pairs),
+        all(abs(ours - theirs) <= 0.2 * theirs for ours, theirs in pairs),
+    )
+    pairs = _pairs(row, gold, summary.probe)
+    probe = Claim(
+        "final-layer probe within .05 of gold",
+        _against(pairs),
+        all(abs(ours - theirs) <= 0.05 for ours, theirs in pairs) if pairs else None,
+    )
+    pairs = _pairs(row, gold, summary.relearning_steps)
+    shown = " and ".join(
+        summary.steps_text([pair[k] for pair in pairs]) + name
+        for k, name in enumerate((" steps", " for gold"))
+    )
+    return [
+        nll,
+        probe,
+        *(
+            Claim(sentence, shown, all(ours >= share * theirs for ours, theirs in pairs))
+            for sentence, share in (
+                ("relearning takes at least half as many steps as gold", 0.5),
+                ("relearning takes as many steps as gold", 1.0),
+            )
+        ),
+    ]
+
+
+def _no_worse(rows: Mapping[str, Row]) -> Claim:
+    """Cost, 1 - retained + KL, against the cheapest baseline that forgets as far."""
+
+    def cost(row: Row) -> float:
+        return 1 - row.mean(summary.retain_accuracy) + row.mean(summary.story_kl)
+
+    sentence = "no worse than any baseline at equal forgetting (1 - retained + KL)"
+    able = [
+        rows[name]
+        for name in BASELINES
+        if name in rows
+        and not rows[name].failed
+        and rows[name].mean(summary.forget_accuracy) <= FORGOTTEN + 1e-9  # a mean of thirds
+    ]
+    if not able:
+        return Claim(sentence, "no baseline forgets as far", None)
+    best = min(able, key=cost)
+    ours, theirs = cost(rows[METHOD]), cost(best)
+    return Claim(sentence, f"{ours:.4f}; {best.method} {theirs:.4f}", ours <= theirs)
+
+
+def _at_most(sentence: str, row: Row, number: summary.Number, limit: float) -> Claim:
+    return _judged(sentence, row, number, max, lambda worst: worst <= limit)
+
+
+def _at_least(sentence: str, row: Row, number: summary.Number, limit: float) -> Claim:
+    return _judged(sentence, row, number, min, lambda worst: worst >= limit)
+
+
+def _judged(
+    sentence: str,
+    row: Row,
+    number: summary.Number,
+    worst_of: Callable[..., float],
+    holds: Callable[[float], bool],
+) -> Claim:
+    values = row.values(number)
+    if not values:
+        return Claim(sentence, "not measured", None)
+    shown = ", ".join(f"{value:.3f}" for value in values)
+    return Claim(sentence, shown, holds(worst_of(values)))
+
+
+def _pairs(row: Row, gold: Row, number: summary.Number) -> list[tuple[float, float]]:
+    """Fold by fold."""
+    theirs = {cell.scope: cell.scores for cell in gold.cells}
+    found = []
+    for cell in row.cells:
+        other = theirs.get(cell.scope)
+        if cell.scores is None or other is None:
+            continue
+        pair = number(cell.scores), number(other)
+        if pair[0] is not None and pair[1] is not None:
+            found.append((pair[0], pair[1]))
+    return found
+
+
+def _against(pairs: list[tuple[float, float]]) -> str:
+    if not pairs:
+        return "not measured"
+    return ", ".join(
+        f"{ours:.2f} against {theirs:.2f}" for ours, theirs in pairs if not math.isnan(ours)
+    )
