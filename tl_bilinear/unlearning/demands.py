@@ -18,7 +18,7 @@ from tl_bilinear.unlearning.answer_rows import (
 )
 from tl_bilinear.unlearning.question import Question
 
-CLEARANCE = 2.5
+CLEARANCE = 5.0
 RETAIN_CLEARANCE = 0.5
 
 
