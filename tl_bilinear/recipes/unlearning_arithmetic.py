@@ -64,9 +64,7 @@ def write(results: Results, output: Path) -> None:
         raise ValueError("no model is trained yet: leave `--no-train` out")
     shown = panels(results)
     if shown:
-        figure = interval_figure(
-            shown, "retained accuracy once the other operation is forgotten", mark=0.99
-        )
+        figure = interval_figure(shown, "retained accuracy", mark=0.99)
         save_figure(figure, output.with_suffix(".svg"))
     replace_file(output, page(results).encode())
 
