@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_bilinear.hosts import AbstractHost
@@ -41,6 +41,17 @@ class Demands:
     @property
     def sign(self) -> Float[Tensor, " site"]:
         return torch.where(self.forget[self.rows.site_row], -1.0, 1.0).to(self.bound)
+
+    def select(self, rows: Int[Tensor, " kept"]) -> "Demands":
+        """The demands of some rows."""
+        sites = self.rows.sites_of([rows])
+        return Demands(
+            self.rows.select(rows),
+            self.forget[rows],
+            self.bound[sites],
+            self.margin_bound[sites],
+            self.pinned[sites],
+        )
 
     def shortfall(self, logits: Float[Tensor, "site d_vocab"]) -> Float[Tensor, " site"]:
         """By how many logits each demand is missed; negative where it is met with room."""

@@ -24,6 +24,8 @@ from tl_bilinear.unlearning.question import Question
 from tl_bilinear.unlearning.text_metric import Batch, token_rows
 
 TOKENS = 8192
+ROWS = 64
+"""Prompts drawn for each step."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +38,8 @@ class Anchor:
     demands: Demands
     batches: tuple[Batch, ...]
     log_probabilities: tuple[Float[Tensor, "row pos d_vocab"], ...]
-    retained: Float[Tensor, "site d_vocab"]
-    """Log-probabilities at the sites of retained answers."""
+    answers: Float[Tensor, "site d_vocab"]
+    """Log-probabilities at the sites of all answers."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,8 @@ def take_anchor(
     batches = tuple(token_rows(host, texts, tokens=TOKENS))
     with torch.no_grad():
         said = tuple(host.model(tokens.to(host.device)).log_softmax(-1) for tokens, _ in batches)
-        sites = ~demands.forget[demands.rows.site_row]
-        retained = site_logits(host, demands.rows)[sites.to(host.device)].log_softmax(-1)
-    return Anchor(demands, batches, said, retained)
+        answers = site_logits(host, demands.rows).log_softmax(-1)
+    return Anchor(demands, batches, said, answers)
 
 
 def repair_(
@@ -103,7 +104,7 @@ def repair_(
     cosine. The model stays as it was where the KL has not fallen, or more of the forgotten answers
     are known, or fewer of the retained ones.
 
-    Cost: per step one forward and backward pass of a batch of texts and of all the rows.
+    Cost: per step one forward and backward pass of a batch of texts and of 64 prompts.
 
     Raises:
         ValueError: a step count or rate that is not positive, or a model without parameters that
@@ -127,8 +128,9 @@ def repair_(
             for group in optimiser.param_groups:
                 group["lr"] = rate
             at = int(torch.randint(len(anchor.batches), (), generator=order))
+            rows = torch.randperm(anchor.demands.rows.n_rows, generator=order)[:ROWS].sort().values
             with torch.enable_grad():
-                loss = _loss(host, anchor, at, pin, retained)
+                loss = _loss(host, anchor, at, rows, pin, retained)
                 optimiser.zero_grad()
                 loss.backward()
             optimiser.step()
@@ -145,17 +147,21 @@ def repair_(
     return Repair(steps, kept, *pairs, losses=tuple(losses))
 
 
-def _loss(host: AbstractHost, anchor: Anchor, at: int, pin: float, retained: float) -> Tensor:
+def _loss(
+    host: AbstractHost, anchor: Anchor, at: int, rows: Tensor, pin: float, retained: float
+) -> Tensor:
     tokens, mask = anchor.batches[at]
     text = _kl(anchor.log_probabilities[at], host.model(tokens.to(host.device)).log_softmax(-1))
-    logits = site_logits(host, anchor.demands.rows)
-    mine = anchor.demands.forget[anchor.demands.rows.site_row].to(logits.device)
-    kept = _kl(anchor.retained, logits[~mine].log_softmax(-1)).mean()
-    short = anchor.demands.shortfall(logits)
-    pinned = anchor.demands.pinned.to(short.device)
+    loss = text[mask.to(text.device)].mean()
+    demands = anchor.demands.select(rows)
+    said = anchor.answers[anchor.demands.rows.sites_of([rows]).to(loss.device)]
+    logits = site_logits(host, demands.rows)
+    kept = ~demands.forget[demands.rows.site_row].to(logits.device)
+    if bool(kept.any()):
+        loss = loss + retained * _kl(said[kept], logits[kept].log_softmax(-1)).mean()
+    short, pinned = demands.shortfall(logits), demands.pinned.to(logits.device)
     missed = short[pinned].square().sum() + short[~pinned].relu().square().sum()
-    demanded = pin * missed / pinned.sum()
-    return text[mask.to(text.device)].mean() + retained * kept + demanded
+    return loss + pin * missed / pinned.sum().clamp_min(1)
 
 
 def _missed(demands: Demands, logits: Tensor) -> Tensor:
