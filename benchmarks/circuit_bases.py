@@ -203,7 +203,34 @@ def page(results: dict[str, Any], model: str, n: int, names: list[str]) -> str:
         low, middle, high = quartiles
         row = [name, f"{middle:.0f} ({low:.0f}-{high:.0f})", *cells, f"{seconds:.0f}"]
         lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", verdict(results, half, names)]) + "\n"
+
+
+def verdict(results: dict[str, Any], half: int, names: list[str]) -> str:
+    """What the table says wins."""
+    needed = {
+        name: statistics.median(
+            results[f"{name}-{i}"]["result"]["nodes"] or float("inf") for i in range(half)
+        )
+        for name in names
+    }
+    order = sorted(names, key=lambda name: needed[name])
+    beyond = []
+    for name in names:
+        for k in HELD:
+            found = results[f"{name}-held"]["result"][str(k)]
+            for what, controls in (
+                ("recovered", "recovered_by_controls"),
+                ("lost", "lost_with_controls"),
+            ):
+                if found[what] > max(found[controls]):
+                    beyond.append(f"{name} ({k} {what})")
+    ranks = ", ".join(f"{name} {needed[name]:.0f}" for name in order)
+    held = ", ".join(beyond) or "in none: no basis' strongest elements do"
+    return (
+        f"Fewest nodes, by median: {ranks}. On the other half, more than all 20 random draws of "
+        f"equal size: {held}."
+    )
 
 
 def main() -> None:

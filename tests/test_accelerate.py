@@ -31,6 +31,18 @@ def script() -> ModuleType:
     return module
 
 
+def run_whole(command: list[str], environment: dict[str, str]) -> tuple[int, str, str]:
+    """Exit code, output and errors; where it hangs, its workers end with it."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            output, errors = process.communicate(timeout=600)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # the launcher then ends its workers, which a kill would leave
+            raise
+    return process.returncode, output, errors
+
+
 @pytest.mark.slow
 def test_two_processes_convert_the_bundled_teacher(tmp_path: Path):
     environment = os.environ | {
@@ -39,10 +51,10 @@ def test_two_processes_convert_the_bundled_teacher(tmp_path: Path):
         "PYTHONPATH": str(ROOT),
     }
     command = [sys.executable, *LAUNCH, str(SCRIPT), "--steps", "6", "-o", str(tmp_path / "out")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "2 processes, the same weights in each" in done.stdout
-    assert "'gate_beta': '1'" in done.stdout and "'gate_beta': '0'" in done.stdout
+    code, output, errors = run_whole(command, environment)
+    assert code == 0, errors[-2000:]
+    assert "2 processes, the same weights in each" in output
+    assert "'gate_beta': '1'" in output and "'gate_beta': '0'" in output
     model = tlb.load(tmp_path / "out")
     tlb.self_check(model)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
