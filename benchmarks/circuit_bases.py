@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -132,6 +132,11 @@ def held_out(
     return results
 
 
+def named(name: str) -> Basis:
+    """A basis that needs no model yet."""
+    return cast(Basis, name)
+
+
 def steps(
     model: Any, n: int, bases: Mapping[str, Callable[[], Basis]]
 ) -> Iterator[tuple[str, Any]]:
@@ -151,7 +156,7 @@ def run(name: str, n: int, names: list[str], folder: Path) -> dict[str, Any]:
     """Everything, from the folder where it is there already."""
     folder.mkdir(parents=True, exist_ok=True)
     model = tlb.load(name)
-    bases: dict[str, Callable[[], Basis]] = {each: lambda each=each: each for each in names}
+    bases = {each: partial(named, each) for each in names}
     if "features" in bases:
         bases["features"] = partial(dictionaries_of, name, model, folder / "dictionaries")
     results = {}
