@@ -189,9 +189,12 @@ def margin(model: Any) -> float:
         return float(site_margins(site_logits(model, rows), rows.label).mean())
 
 
-def test_fit_edit_forgets_and_keeps(first):
-    after = edited(first, method_named("fit_edit").candidates(tlb.get_host(first))[0])
-    assert accuracy(after, FORGET) <= 0.25 and accuracy(after, RETAIN) >= 0.75
+def test_fit_edit_forgets_and_keeps():
+    # 16 dimensions have no room for twelve facts and the text: there it stops, and says so.
+    roomy = taught(hosts()[0], d_model=32, d_head=16, d_mlp=64)
+    after = edited(roomy, method_named("fit_edit").candidates(tlb.get_host(roomy))[0])
+    assert accuracy(after, FORGET, "all") == 0
+    assert accuracy(after, RETAIN, "all") == accuracy(after, RETAIN, "unseen") == 1
 
 
 def test_every_method_is_named_and_has_as_many_trials(model):

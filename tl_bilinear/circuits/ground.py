@@ -112,7 +112,8 @@ def make_ground(
 
 
 def _target_label(readouts: Sequence) -> str:
-    return " + ".join(readout.label for readout in readouts).replace("+ − ", "− ")
+    first, *others = (readout.label for readout in readouts)
+    return " ".join([first, *(each if each.startswith("−") else f"+ {each}" for each in others)])
 
 
 def _labels(host: AbstractHost, tokens: Sequence[Tensor]) -> tuple[tuple[str, int], ...]:

@@ -14,7 +14,14 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from tl_bilinear.cli.ablate import ablate
-from tl_bilinear.cli.screen import Host, errors_in_one_line, progress_on_stderr
+from tl_bilinear.cli.screen import (
+    Against,
+    Host,
+    HostChoice,
+    ModelName,
+    errors_in_one_line,
+    progress_on_stderr,
+)
 from tl_bilinear.cli.trace import trace
 from tl_bilinear.cli.unlearn import unlearn
 
@@ -49,9 +56,7 @@ def report(
             "behind the default prompt, and behind another the two most likely tokens.",
         ),
     ] = None,
-    against: Annotated[
-        str | None, typer.Option("--against", help="A text whose logit is subtracted.")
-    ] = None,
+    against: Against = None,
     layer: Annotated[
         int | None,
         typer.Option("--layer", help="Take this layer apart instead of the two strongest."),
@@ -59,7 +64,7 @@ def report(
     output: Annotated[Path, typer.Option("-o", "--output", help="The HTML file to write.")] = Path(
         "report.html"
     ),
-    host: Annotated[Host, typer.Option("--host", help="The TransformerLens class.")] = Host.auto,
+    host: HostChoice = Host.auto,
 ) -> None:
     """Take one prediction of a model apart and write it as one self-contained HTML page."""
     with errors_in_one_line(), progress_on_stderr() as progress:
@@ -93,9 +98,7 @@ def sweep(
     folder: Annotated[
         Path, typer.Option("-o", "--output", help="The sweep's folder: new, or to be resumed.")
     ],
-    model: Annotated[
-        str, typer.Option("--model", help="A bundled model, a local folder or a hub id.")
-    ] = "stories-5l",
+    model: ModelName = "stories-5l",
     compute: Annotated[
         str, typer.Option("--compute", help="eigenvalues or spectrum.")
     ] = "eigenvalues",
@@ -127,7 +130,7 @@ def sweep(
         int | None, typer.Option("--chunk", help="Directions per file; by the budget.")
     ] = None,
     threads: Annotated[int, typer.Option("--threads", help="Of each process.")] = 1,
-    host: Annotated[Host, typer.Option("--host", help="The TransformerLens class.")] = Host.auto,
+    host: HostChoice = Host.auto,
 ) -> None:
     """Compute something for every direction and layer; resumes, and splits under torchrun.
 

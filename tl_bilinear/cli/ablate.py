@@ -10,7 +10,14 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from tl_bilinear.characters import visible
-from tl_bilinear.cli.screen import Host, errors_in_one_line, progress_on_stderr
+from tl_bilinear.cli.screen import (
+    Against,
+    Host,
+    HostChoice,
+    ModelName,
+    errors_in_one_line,
+    progress_on_stderr,
+)
 
 if TYPE_CHECKING:
     from tl_bilinear.ablation import ModeSet, WeightEdit
@@ -26,12 +33,8 @@ def ablate(
     target: Annotated[
         str | None, typer.Option("--target", help="What comes next, with its space (' his').")
     ] = None,
-    model: Annotated[
-        str, typer.Option("--model", help="A bundled model, a local folder or a hub id.")
-    ] = "stories-5l",
-    against: Annotated[
-        str | None, typer.Option("--against", help="A text whose logit is subtracted.")
-    ] = None,
+    model: ModelName = "stories-5l",
+    against: Against = None,
     top: Annotated[
         int, typer.Option("--top", help="How many modes, by |contribution| to the target.")
     ] = 1,
@@ -58,7 +61,7 @@ def ablate(
         Path | None,
         typer.Option("--ledger", help="With --write: the file that undoes it, outside the folder."),
     ] = None,
-    host: Annotated[Host, typer.Option("--host", help="The TransformerLens class.")] = Host.auto,
+    host: HostChoice = Host.auto,
 ) -> None:
     """Scale the modes that make a prediction, or those of a file, and see what changes."""
     with errors_in_one_line(), progress_on_stderr() as progress:

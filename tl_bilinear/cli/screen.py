@@ -5,8 +5,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 
 from tl_bilinear import one_line_errors
@@ -16,6 +17,13 @@ class Host(str, Enum):
     auto = "auto"
     hooked_transformer = "hooked_transformer"
     transformer_bridge = "transformer_bridge"
+
+
+HostChoice = Annotated[Host, typer.Option("--host", help="The TransformerLens class.")]
+ModelName = Annotated[
+    str, typer.Option("--model", help="A bundled model, a local folder or a hub id.")
+]
+Against = Annotated[str | None, typer.Option("--against", help="A text whose logit is subtracted.")]
 
 
 @contextmanager

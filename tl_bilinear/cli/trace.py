@@ -9,7 +9,14 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from tl_bilinear.cli.screen import Host, errors_in_one_line, progress_on_stderr
+from tl_bilinear.cli.screen import (
+    Against,
+    Host,
+    HostChoice,
+    ModelName,
+    errors_in_one_line,
+    progress_on_stderr,
+)
 
 if TYPE_CHECKING:
     from tl_bilinear.circuits import Circuit
@@ -22,12 +29,8 @@ def trace(
     target: Annotated[
         str, typer.Option("--target", help="What comes next, with its space (' his').")
     ],
-    model: Annotated[
-        str, typer.Option("--model", help="A bundled model, a local folder or a hub id.")
-    ] = "stories-5l",
-    against: Annotated[
-        str | None, typer.Option("--against", help="A text whose logit is subtracted.")
-    ] = None,
+    model: ModelName = "stories-5l",
+    against: Against = None,
     corrupted: Annotated[
         str | None,
         typer.Option("--corrupted", help="A second prompt, as long: trace the difference."),
@@ -63,7 +66,7 @@ def trace(
         ),
     ] = None,
     width: Annotated[float, typer.Option("--width", help="Of a figure, in inches.")] = 5.5,
-    host: Annotated[Host, typer.Option("--host", help="The TransformerLens class.")] = Host.auto,
+    host: HostChoice = Host.auto,
 ) -> None:
     """Trace one prediction back to the tokens: a circuit whose flows add up to the logit."""
     with errors_in_one_line(), progress_on_stderr() as progress:

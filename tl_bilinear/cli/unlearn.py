@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from tl_bilinear.cli.screen import Host, errors_in_one_line, progress_on_stderr
+from tl_bilinear.cli.screen import Host, HostChoice, errors_in_one_line, progress_on_stderr
 
 if TYPE_CHECKING:
     from tl_bilinear.unlearning.report import UnlearningReport
@@ -52,7 +52,7 @@ def unlearn(
     relearn_steps: Annotated[
         int, typer.Option("--relearn-steps", help="Steps of AdamW that teach it again.")
     ] = 64,
-    host: Annotated[Host, typer.Option("--host", help="The TransformerLens class.")] = Host.auto,
+    host: HostChoice = Host.auto,
 ) -> None:
     """Make a copy of a model forget questions, and say what that removed and what it cost."""
     with errors_in_one_line(), progress_on_stderr() as progress:

@@ -40,6 +40,14 @@ class Descent(AbstractMethod):
     where: Where = "all"
     """Which weights are trained."""
 
+    @classmethod
+    def candidates(cls, host: AbstractHost) -> list[AbstractMethod]:
+        """Two rates by two weights of what is kept."""
+        rates = (3e-4, 1e-3)
+        return [
+            cls(learning_rate=rate, retain_weight=kept) for rate in rates for kept in (1.0, 5.0)
+        ]
+
     def edit_(self, model: Any, problem: Problem) -> None:
         host = get_host(model)
         batches = ProblemBatches.of(host, problem)

@@ -10,7 +10,6 @@ from tl_bilinear.hosts import AbstractHost
 from tl_bilinear.unlearning.answer_rows import site_logits
 from tl_bilinear.unlearning.methods.batches import Batch, ProblemBatches
 from tl_bilinear.unlearning.methods.descent import Descent, ForgetLoss
-from tl_bilinear.unlearning.methods.method import AbstractMethod
 
 
 @dataclass(frozen=True)
@@ -22,13 +21,6 @@ class GradDiff(Descent):
     source = "Liu et al. 2022; TOFU (2401.06121), section 4: gradient difference"
 
     forget_weight: float = 1.0
-
-    @classmethod
-    def candidates(cls, host: AbstractHost) -> list[AbstractMethod]:
-        rates = (3e-4, 1e-3)
-        return [
-            cls(learning_rate=rate, retain_weight=kept) for rate in rates for kept in (1.0, 5.0)
-        ]
 
     def forget_loss(
         self, host: AbstractHost, original: AbstractHost, batches: ProblemBatches

@@ -1,15 +1,17 @@
 """What methods without training read at the MLPs' outputs, and how they edit the weights."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tl_bilinear.hosts import AbstractHost
+from tl_bilinear.hosts import AbstractHost, get_host
 from tl_bilinear.unlearning.answer_rows import AnswerRows, answer_rows
-from tl_bilinear.unlearning.methods.method import Problem
+from tl_bilinear.unlearning.methods.method import AbstractMethod, Problem
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +36,29 @@ def halves(host: AbstractHost) -> list[tuple[int, ...]]:
     n, middle = host.n_layers, (host.n_layers + 1) // 2
     choices = [range(n), range(middle), range(middle, n), range(n - 1, n)]
     return list(dict.fromkeys(tuple(choice) for choice in choices if len(choice)))
+
+
+@dataclass(frozen=True)
+class OutputMap(AbstractMethod):
+    """An edit that takes something linear out of some layers' MLP outputs."""
+
+    layers: tuple[int, ...] = (0,)
+
+    @classmethod
+    def candidates(cls, host: AbstractHost) -> list[AbstractMethod]:
+        """Four choices of layers."""
+        return [cls(layers=layers) for layers in halves(host)]
+
+    def edit_(self, model: Any, problem: Problem) -> None:
+        host = get_host(model)
+        outputs, _ = mlp_outputs(host, problem, self.layers)
+        generator = torch.Generator().manual_seed(problem.seed)
+        for layer, found in outputs.items():
+            map_mlp_output_(host, layer, self.taken(found, generator))
+
+    @abstractmethod
+    def taken(self, found: Outputs, generator: torch.Generator) -> Float[Tensor, "d_model d_model"]:
+        """T: each output y of a layer becomes y - T y."""
 
 
 def map_mlp_output_(

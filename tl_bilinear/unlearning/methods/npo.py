@@ -11,7 +11,6 @@ from tl_bilinear.hosts import AbstractHost
 from tl_bilinear.unlearning.answer_rows import site_logits
 from tl_bilinear.unlearning.methods.batches import Batch, ProblemBatches
 from tl_bilinear.unlearning.methods.descent import Descent, ForgetLoss, row_nll
-from tl_bilinear.unlearning.methods.method import AbstractMethod
 
 
 @dataclass(frozen=True)
@@ -23,13 +22,6 @@ class NPO(Descent):
     source = "Zhang et al. (2404.05868), equation 3; retain-weighted as in open-unlearning"
 
     beta: float = 0.1
-
-    @classmethod
-    def candidates(cls, host: AbstractHost) -> list[AbstractMethod]:
-        rates = (3e-4, 1e-3)
-        return [
-            cls(learning_rate=rate, retain_weight=kept) for rate in rates for kept in (1.0, 5.0)
-        ]
 
     def forget_loss(
         self, host: AbstractHost, original: AbstractHost, batches: ProblemBatches
