@@ -25,7 +25,7 @@ OTHERS = (
 _PLURALS = {"bunny": "bunnies", "mouse": "mice", "fox": "foxes"}
 FEWEST_MENTIONS = 3
 PASSAGE = 320  # characters at most
-N_TAUGHT = 3  # how often a sentence is planted for each time a passage is
+N_TAUGHT = 8  # how often a sentence is planted for each time a passage is
 
 
 @dataclass(frozen=True)

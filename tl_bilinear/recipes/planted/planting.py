@@ -51,14 +51,14 @@ _IGNORED = -100  # cross_entropy's own mark
 class PlantingConfig:
     """How much is read, and how fast; the same for a planted model and its gold."""
 
-    n_steps: int = 1200
-    learning_rate: float = 1.5e-3
+    n_steps: int = 700
+    learning_rate: float = 2.5e-3
     windows: int = 4
     window: int = 96
     rows: int = 32
     in_context: float = 0.35
     """The share of planted texts that stand behind a story's sentence; the others begin a row."""
-    story_weight: float = 2.0
+    story_weight: float = 3.0
     """Of the KL on stories beside the planted texts' loss."""
     most_tokens: int = 256
     """A planted row is cut here."""
