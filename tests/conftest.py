@@ -4,8 +4,10 @@ It must not import tl_bilinear at the top: shape checking is put into the packag
 and what is imported before pytest is ready goes unchecked.
 """
 
+import gc
 import os
 import random
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingface_hub
@@ -24,7 +26,14 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("tl_bilinear")
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()  # thousands of tests and all modules: no collection need look at them again
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    once, major = item.get_closest_marker("one_major"), version("transformer-lens").split(".")[0]
+    if once and major != str(once.args[0]):
+        pytest.skip(f"no part of TransformerLens: the environment of {once.args[0]} has it")
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     if item.get_closest_marker("network") and os.environ["HF_HUB_OFFLINE"] != "0":

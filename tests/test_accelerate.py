@@ -11,6 +11,8 @@ import pytest
 
 import tl_bilinear as tlb
 
+pytestmark = pytest.mark.one_major(3)
+
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "demos" / "convert_with_trainer.py"
 LAUNCH = (

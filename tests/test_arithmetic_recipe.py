@@ -18,6 +18,8 @@ from tl_bilinear.recipes.modular_stack import ModularStack, train_stack
 from tl_bilinear.toys import ModularModel
 from tl_bilinear.views import interval_figure
 
+pytestmark = pytest.mark.one_major(4)
+
 
 def small_recipe(form, activation, seed, steps=6):
     recipe = Kind(("add", "sub"), form, activation, "generalising").recipe(seed, p=5, steps=steps)

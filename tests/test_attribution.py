@@ -23,7 +23,8 @@ def tolerance(host: str, norm: str | None) -> float:
     return 1e-9 if host == "hooked_transformer" or norm in ("LN", None) else 1e-5
 
 
-@pytest.fixture(scope="module", params=hosts())
+# One host per major: the bridge's turn is TransformerLens 4's; tiny models have both below.
+@pytest.fixture(scope="module", params=hosts()[:1])
 def story(request):
     return tlb.load("stories-5l", host=request.param)
 

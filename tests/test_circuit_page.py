@@ -15,6 +15,8 @@ from tl_bilinear.characters import visible
 from tl_bilinear.circuits import Circuit
 from tl_bilinear.views import circuit_page
 
+pytestmark = pytest.mark.one_major(4)
+
 
 def hostile_circuit() -> Circuit:
     circuit = random_circuit(7, n_inner=14, n_layers=2, tokens=HOSTILE, names=HOSTILE)

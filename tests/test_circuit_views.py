@@ -19,6 +19,8 @@ from tl_bilinear.views.circuit_sizes import Sizes
 from tl_bilinear.views.circuit_wires import drawn_edges
 from tl_bilinear.views.figure import NEGATIVE, POSITIVE
 
+pytestmark = pytest.mark.one_major(4)
+
 
 def measure(text: str, size: float) -> float:
     return 0.6 * size * len(text)

@@ -6,6 +6,8 @@ import pytest
 import torch
 from gated import TOKENS, tiny_config, tiny_data, tiny_llama
 
+pytestmark = pytest.mark.one_major(4)
+
 
 def test_bilinearize_learns_and_leaves_the_teacher_alone():
     from tl_bilinear.conversion import (

@@ -13,6 +13,8 @@ from gated import tiny_llama
 from tl_bilinear.optimisation import files
 from tl_bilinear.optimisation.files import replace_file, whole_folder
 
+pytestmark = pytest.mark.one_major(4)
+
 
 def contents(folder: Path) -> dict[str, str]:
     return {

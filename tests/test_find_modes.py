@@ -145,6 +145,7 @@ def test_repair_lowers_the_kl_and_keeps_the_pin():
     done = repair_(own, anchor, steps=15, learning_rate=1e-3)
     assert done.kept and done.kl[1] < done.kl[0] and done.forget_known == (0.0, 0.0)
     assert accuracy(own, forget) == 0 and len(done.losses) == 15
+    assert done.message == f"repaired: KL {done.kl[0]:.4f} -> {done.kl[1]:.4f}"
 
 
 def test_a_repair_that_is_interrupted_or_does_harm_leaves_the_model(monkeypatch):
@@ -158,6 +159,7 @@ def test_a_repair_that_is_interrupted_or_does_harm_leaves_the_model(monkeypatch)
 
     harm = repair_(own, anchor, steps=2, learning_rate=1.0)
     assert not harm.kept and same()
+    assert harm.message.startswith("a repair was tried and undone: KL rose from 0.0000 to ")
     step = torch.optim.Adam.step
     calls: list[int] = []
 

@@ -190,10 +190,10 @@ def test_the_least_change_is_optimal(seed, n_sites, n_parameters):
 
 
 def fitted(model, **options) -> tuple[list[Question], list[Question], Edit]:
-    questions = known_questions(model, 14)
+    questions = known_questions(model, 10)
     forget, retain = questions[:3], questions[3:]
     options = {
-        "texts": TEXTS[:8],
+        "texts": TEXTS[:4],
         "contexts": 0,
         "rank": 4,
         "floor": 0.0,

@@ -14,6 +14,8 @@ from gated import TOKENS, log_probs, tiny_llama
 
 import tl_bilinear as tlb
 
+pytestmark = pytest.mark.one_major(3)
+
 STEPS = 4
 
 

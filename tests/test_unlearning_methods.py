@@ -192,7 +192,10 @@ def margin(model: Any) -> float:
 def test_fit_edit_forgets_and_keeps():
     # 16 dimensions have no room for twelve facts and the text: there it stops, and says so.
     roomy = taught(hosts()[0], d_model=32, d_head=16, d_mlp=64)
-    after = edited(roomy, method_named("fit_edit").candidates(tlb.get_host(roomy))[0])
+    method = method_named("fit_edit").candidates(tlb.get_host(roomy))[0]
+    after = copy.deepcopy(roomy)
+    said = method.edit_(after, problem(roomy))
+    assert said is not None and said.startswith("every demand is met; ") and "repair" in said
     assert accuracy(after, FORGET, "all") == 0
     assert accuracy(after, RETAIN, "all") == accuracy(after, RETAIN, "unseen") == 1
 

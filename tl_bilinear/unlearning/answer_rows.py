@@ -5,7 +5,7 @@ tokens of the answer being given. An answer of n tokens has n sites.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -57,6 +57,25 @@ class AnswerRows:
     def by_length(self, batch: int) -> list[Int[Tensor, " kept"]]:
         """The rows in batches of neighbours in length, so that little of them is padding."""
         return list(self.lengths.argsort(stable=True).split(batch))
+
+    def by_sites(self, batch: int) -> list[Int[Tensor, " kept"]]:
+        """The rows in batches of as many sites each, and of neighbours in length."""
+        sites = torch.bincount(self.site_row, minlength=self.n_rows)
+        by_length = self.lengths.argsort(stable=True)
+        return list(by_length[sites[by_length].argsort(stable=True)].split(batch))
+
+    def of_sites(self, kept: Bool[Tensor, " site"]) -> "AnswerRows":
+        """Some of the sites alone, and the rows that have one."""
+        rows = torch.zeros(self.n_rows, dtype=torch.bool)
+        rows[self.site_row[kept]] = True
+        found = self.select(rows)
+        inside = kept[self.sites_of([rows.nonzero()[:, 0]])]
+        return replace(
+            found,
+            site_row=found.site_row[inside],
+            site_pos=found.site_pos[inside],
+            label=found.label[inside],
+        )
 
     def sites_of(self, parts: Sequence[Tensor]) -> Int[Tensor, " site"]:
         """Each site's place here, in the order in which batches of rows have them."""

@@ -45,7 +45,7 @@ class FitStep:
     """The largest number of logits by which a forgotten site misses its level."""
     retain_shortfall: float
     kl: float
-    """On the texts of the fit, in nats per token."""
+    """On a third of the texts of the fit, in nats per token."""
     cost: float
     """|x|^2 / 2: what the metric foresees for it."""
     objective: float
@@ -74,9 +74,7 @@ class Fit:
         self, bases: Mapping[int, WhitenedBasis], x: Coordinates, stage: str, damping: float
     ) -> tuple[FitStep, Tensor]:
         """One pass of the rows and two of the texts."""
-        changes = self.changes(bases, x)
-        with torch.no_grad(), adding(self.host, changes):
-            logits = site_logits(self.host, self.demands.rows).double()
+        logits = self._logits(bases, x)
         short = self.demands.shortfall(logits)
         mine = self.demands.forget[self.demands.rows.site_row].to(short.device)
         cost = sum(float(value.double().square().sum()) for value in x.values()) / 2
@@ -89,7 +87,7 @@ class Fit:
             retain_known=retain_known,
             forget_shortfall=float(short[mine].max()),
             retain_shortfall=float(short[~mine].max()),
-            kl=self.kl(changes),
+            kl=self.kl(self.changes(bases, x)),
             cost=cost,
             objective=cost + missed,
             damping=damping,
@@ -101,13 +99,14 @@ class Fit:
     ) -> tuple[Coordinates, FitStep]:
         """Steps until the demands are met and the cost no longer falls, or nothing helps."""
         at: FitStep | None = None
+        short = self.demands.shortfall(self._logits(bases, x))
         for _ in range(max_steps):
-            system = self._linearise(bases, x)
-            if at is None:
+            system = self._linearise(bases, x, short)
+            if at is None:  # the first linearisation says what a missed demand counts
                 at, _ = self.measure(bases, x, stage, self.damping)
             for damping in _dampings(self.damping):
                 moved = system.step(x, damping)
-                step, _ = self.measure(bases, moved, stage, damping)
+                step, left = self.measure(bases, moved, stage, damping)
                 better = step.objective < at.objective and step.kl <= max(self.kl_limit, at.kl)
                 self._note(replace(step, accepted=better))
                 if better:
@@ -115,23 +114,30 @@ class Fit:
             else:
                 return x, at
             small = step.objective > 0.98 * at.objective
-            x, at, self.damping = moved, step, damping / 4
+            x, at, short, self.damping = moved, step, left, damping / 4
             if is_met(at) and small:
                 break
         assert at is not None
         return x, at
+
+    @torch.no_grad()
+    def _logits(self, bases: Mapping[int, WhitenedBasis], x: Coordinates) -> Tensor:
+        with adding(self.host, self.changes(bases, x)):
+            return site_logits(self.host, self.demands.rows).double()
 
     def _note(self, step: FitStep) -> None:
         self.history.append(step)
         if self.progress is not None:
             self.progress(step)
 
-    def _linearise(self, bases: Mapping[int, WhitenedBasis], x: Coordinates) -> "_System":
-        logits, found = log_odds_gradients(self.host, self.demands.rows, self.changes(bases, x))
-        short = self.demands.shortfall(logits.double())
+    def _linearise(
+        self, bases: Mapping[int, WhitenedBasis], x: Coordinates, short: Tensor
+    ) -> "_System":
         near = short > -SLACK
-        some = {layer: each.select(near) for layer, each in found.items()}
-        jacobians = {layer: bases[layer].read(some[layer]) for layer in bases}
+        near[short.argmax()] = True
+        rows = self.demands.rows.of_sites(near.cpu())
+        _, found = log_odds_gradients(self.host, rows, self.changes(bases, x))
+        jacobians = {layer: bases[layer].read(found[layer]) for layer in bases}
         kernel = sum(each.kernel().double() for each in jacobians.values())
         assert isinstance(kernel, Tensor)
         if self.softness is None:

@@ -36,6 +36,8 @@ from tl_bilinear.unlearning.text_metric import TextKL, text_moments, token_rows
 RANK = 8
 FEATURES = 12
 N_TEXTS = 60
+KL_EVERY = 3
+"""Batches of the texts of which one is read for the trust region; the metric reads them all."""
 WHOLE_STEPS = 4
 """Of the full solve before it is cut to a rank: it finds the subspace, the cut edit is refined."""
 
@@ -86,7 +88,7 @@ def fit_edit(
             loses in others as well.
         contexts: in how many contexts drawn from the texts each wording is asked as well: edits
             tied to a few prompts leak elsewhere.
-        kl_limit: nats per token on the texts beyond which no step is taken.
+        kl_limit: nats per token, on a third of the texts, beyond which no step is taken.
         damping: of the metric, in units of its factors' mean eigenvalue.
         max_steps: steps at most, or turns of the factors of a low-rank edit.
         progress: called with every step.
@@ -110,7 +112,7 @@ def fit_edit(
     asked = in_contexts(forget, texts, contexts, seed), retain
     level = never_learnt_odds(host, asked[0], seed=seed) if target is None else target
     demands = make_demands(host, *asked, level, floor=floor, clearance=clearance)
-    fit = Fit(host, demands, TextKL(host, batches), kl_limit, progress)
+    fit = Fit(host, demands, TextKL(host, batches[::KL_EVERY]), kl_limit, progress)
     whitened = plan.whitened(asked, batches)
     x: Coordinates = {
         layer: torch.zeros(each.basis.shape, dtype=torch.float64, device=host.device)

@@ -37,23 +37,27 @@ def never_learnt_odds(
     """
     taken = {word for q in questions for text in (*q.wordings, *q.unseen) for word in text.split()}
     invented = [n for n in invented_names(names, taken, seed) if not _has_unknown(host, n)]
-    found = []
-    for question in questions:
+    found: dict[int, Float[Tensor, " site"]] = {}
+    by_subject = []
+    for index, question in enumerate(questions):
         if (
             invented
             and question.subject
             and all(question.subject in text for text in question.wordings)
         ):
-            found.append(_with_other_subjects(host, question, invented))
+            by_subject.append(index)
         elif question.wrong:
-            found.append(_of_wrong_answers(host, question))
+            found[index] = _of_wrong_answers(host, question)
         else:
             raise ValueError(
                 f"nothing says how likely {question.answer!r} is behind {question.prompt!r} for a "
                 "model that has not learnt it: give the question a `subject` that stands in its "
                 "wordings, or `wrong` answers, or give the log-odds to end at as `target`"
             )
-    return torch.cat(found)
+    if by_subject:
+        odds = _with_other_subjects(host, [questions[index] for index in by_subject], invented)
+        found |= dict(zip(by_subject, odds, strict=True))
+    return torch.cat([found[index] for index in range(len(questions))])
 
 
 def invented_names(count: int, taken: Collection[str], seed: int = 0) -> tuple[str, ...]:
@@ -74,21 +78,29 @@ def _has_unknown(host: AbstractHost, name: str) -> bool:
 
 
 def _with_other_subjects(
-    host: AbstractHost, question: Question, names: Sequence[str]
-) -> Float[Tensor, " site"]:
-    others = [
-        replace(
-            question,
-            prompt=question.prompt.replace(question.subject, name),
-            rewordings=tuple(text.replace(question.subject, name) for text in question.rewordings),
-            unseen=(),
-        )
-        for name in names
-    ]
+    host: AbstractHost, questions: Sequence[Question], names: Sequence[str]
+) -> list[Float[Tensor, " site"]]:
+    """Question by question the mean over the names."""
+    others = [_about(question, name) for question in questions for name in names]
     rows = answer_rows(host, others)
     with torch.no_grad():
         odds = site_log_odds(site_logits(host, rows), rows.label)
-    return odds.view(len(names), -1).mean(0)
+    of_question = rows.question[rows.site_row].to(odds.device) // len(names)
+    return [
+        odds[of_question == index].view(len(names), -1).mean(0) for index in range(len(questions))
+    ]
+
+
+def _about(question: Question, name: str) -> Question:
+    def other(text: str) -> str:
+        return text.replace(question.subject, name)
+
+    return replace(
+        question,
+        prompt=other(question.prompt),
+        rewordings=tuple(map(other, question.rewordings)),
+        unseen=(),
+    )
 
 
 def _of_wrong_answers(host: AbstractHost, question: Question) -> Float[Tensor, " site"]:

@@ -56,6 +56,23 @@ class Repair:
     """Root-mean-square logits between forgotten answers and their levels."""
     losses: tuple[float, ...] = field(repr=False)
 
+    @property
+    def message(self) -> str:
+        """Whether it was kept, and why not."""
+        if self.kept:
+            return f"repaired: KL {self.kl[0]:.4f} -> {self.kl[1]:.4f}"
+        named = (
+            ("KL", self.kl, "rose", 1),
+            ("forgotten answers known", self.forget_known, "rose", 1),
+            ("retained answers known", self.retain_known, "fell", -1),
+        )
+        harm = [
+            f"{what} {verb} from {before:.4f} to {after:.4f}"
+            for what, (before, after), verb, sign in named
+            if sign * (after - before) > 0
+        ]
+        return f"a repair was tried and undone: {', '.join(harm)}"
+
 
 def take_anchor(
     model: Any,

@@ -17,7 +17,7 @@ from tl_bilinear.unlearning.passes import Passes
 from tl_bilinear.unlearning.plain_data import from_plain, to_plain
 from tl_bilinear.unlearning.tuning import Trial
 
-FORMAT = 1
+FORMAT = 2
 REGAINED = 0.9
 """Of the accuracy before the edit: from there a forgotten set counts as relearnt."""
 
@@ -48,6 +48,8 @@ class MethodResult:
     """One per seed."""
     seconds: tuple[float, ...]
     """Of the edit, per seed."""
+    said: tuple[str, ...] = ()
+    """What the method said of the edit, per seed; empty where it says nothing."""
 
     def values(self, number: Number) -> tuple[float, ...]:
         """One number of every seed that has it."""

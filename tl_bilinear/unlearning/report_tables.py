@@ -59,6 +59,8 @@ def headline(report: UnlearningReport) -> tuple[str, ...]:
         f"{report.before.retain.answers.accuracy:.3f} → {kept}, KL per token {kl}.",
         f"The edit is {KINDS[result.kind]}.",
     ]
+    # Seeds that say the same say it once.
+    found += [f"Of the edit: {each}." for each in dict.fromkeys(result.said)]
     found += [f"Over-forgetting, which is itself detectable: {each}." for each in over(report)]
     if report.gold is None:
         found.append("No gold model was given: whether it forgot too much is judged by less.")

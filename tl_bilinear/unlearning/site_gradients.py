@@ -75,7 +75,7 @@ def log_odds_gradients(
     values: dict[int, list[Tensor]] = {basis.layer: [] for basis, _ in changes}
     gradients: dict[int, list[Tensor]] = {basis.layer: [] for basis, _ in changes}
     longest = rows.tokens.shape[1]
-    parts = rows.by_length(BATCH)
+    parts = rows.by_sites(BATCH)
     for part in parts:
         some = rows.select(part)
         found, read, by_layer = _batch_gradients(host, some, changes)

@@ -228,12 +228,12 @@ class _Run:
         self.progress(f"{kind.name}: trials")
         problem = self.sets.problem(0, self.original)
         best, trials = tune(kind, self.original, problem, self.trials, **self.fixed)
-        scores, seconds, first = [], [], None
+        scores, seconds, said, first = [], [], [], None
         for seed in range(self.seeds):
             self.progress(f"{kind.name}: edit {seed + 1} of {self.seeds}")
             edited = copy.deepcopy(self.original)
             start = time.perf_counter()
-            best.edit_(edited, self.sets.problem(seed, self.original))
+            said.append(best.edit_(edited, self.sets.problem(seed, self.original)) or "")
             seconds.append(time.perf_counter() - start)
             first = edited if first is None else first
             measures = self.sets.measures(seed, self.relearning)
@@ -256,6 +256,7 @@ class _Run:
             passes=_spent(trials),
             scores=tuple(scores),
             seconds=tuple(seconds),
+            said=tuple(said) if any(said) else (),
         )
         return result, first
 

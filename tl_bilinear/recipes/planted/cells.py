@@ -40,7 +40,7 @@ class Cell:
     method: str
     settings: tuple[tuple[str, str], ...]
     trials: tuple[Trial, ...]
-    """Empty where the settings were chosen on another fold."""
+    """Empty where the settings were chosen on another fold, or there is one alone."""
     scores: ModelScores | None
     """None where every setting failed."""
     ranks: tuple[int, ...]
@@ -48,10 +48,12 @@ class Cell:
     elsewhere: bool
     """Whether other weights than W_out changed."""
     seconds: float
-    """Of the edit alone."""
+    """Of the processor, all threads together, for the edit alone."""
     over_forgetting: tuple[str, ...]
     concept: ConceptScores | None
     error: str
+    said: str
+    """What the method said of the edit."""
 
 
 def run_cell(
@@ -73,7 +75,9 @@ def run_cell(
         original = _open(experiment, experiment.planted)
         problem = Problem(experiment.forget, experiment.retain, experiment.edit_texts, 0, original)
         trials: tuple[Trial, ...] = ()
-        if chosen is None:
+        if len(tried) == 1:
+            best = 0
+        elif chosen is None:
             trials = tuple(run_trial(each, original, problem) for each in tried)
             best = min(range(len(trials)), key=lambda place: trials[place].score)
             if trials[best].score == float("inf"):
@@ -81,12 +85,12 @@ def run_cell(
         else:
             best = settings.index(tuple(chosen))
         edited = copy.deepcopy(original)
-        began = time.perf_counter()
+        began = time.process_time()
         try:
-            tried[best].edit_(edited, problem)
+            said = tried[best].edit_(edited, problem) or ""
         except ValueError as error:
             return _failed(experiment, plan.name, trials, str(error))
-        seconds = time.perf_counter() - began
+        seconds = time.process_time() - began
         gold = gold_cell(experiment, work_dir)
         return _measured(
             experiment,
@@ -98,6 +102,7 @@ def run_cell(
             trials,
             gold,
             plan.brief,
+            said,
         )
 
     return _kept(_path(experiment, plan.name, digest, work_dir), compute)
@@ -135,6 +140,7 @@ def _measured(
     trials: tuple[Trial, ...],
     gold: Cell | None,
     brief: bool = False,
+    said: str = "",
 ) -> Cell:
     reference = None if gold is None else gold.scores
     scores = measure_model(edited, original, _measures(experiment, brief), reference)
@@ -156,6 +162,7 @@ def _measured(
         over_forgetting=() if reference is None else over_forgetting(scores, reference),
         concept=concept,
         error="",
+        said=said,
     )
 
 
@@ -180,7 +187,19 @@ def _measures(experiment: Experiment, brief: bool) -> Measures:
 
 def _failed(experiment: Experiment, name: str, trials: tuple[Trial, ...], error: str) -> Cell:
     return Cell(
-        experiment.model, experiment.scope, name, (), trials, None, (), False, 0.0, (), None, error
+        experiment.model,
+        experiment.scope,
+        name,
+        (),
+        trials,
+        None,
+        (),
+        False,
+        0.0,
+        (),
+        None,
+        error,
+        "",
     )
 
 

@@ -13,7 +13,7 @@ Judge = Callable[[Mapping[str, Row]], list[Claim]]
 
 HEADER = (
     *("method", "F acc", "F unseen", "F NLL", "extraction", "R acc", "R unseen", "KL"),
-    *("probe", "quadratic", "4-bit F", "relearn", "leak", "FQ", "rank", "seconds"),
+    *("probe", "quadratic", "4-bit F", "relearn", "leak", "FQ", "rank", "CPU s"),
 )
 CONCEPT_HEADER = (
     *("method", "F acc", "R acc", "P first", "rank first", "P later", "rank later"),
@@ -69,9 +69,11 @@ def _introduction(text: str, seconds: float) -> str:
         f"by fold. leak: accuracy on half of the names behind {summary.LEAK_AT} steps on the "
         "other half. FQ: forget quality, the p-value against gold. rank: the largest of any "
         "layer's change of W_out, * where other weights changed as well. gold has never read what "
-        "is forgotten. Methods were tuned on the first fold, 4 trials each at most; seconds are "
-        f"of the slowest edit, without trials. ± is Student's 95 % over three folds. This run "
-        f"computed for {seconds / 60:.0f} minutes."
+        "is forgotten. Methods were tuned on the first fold, 4 trials each at most, and fit_edit "
+        "not at all: it has the package's defaults. CPU s: seconds of one thread for the slowest "
+        "edit, without trials. ± is Student's 95 % over three folds. Methods that stand in the "
+        "first table alone were run there alone. This run computed for "
+        f"{seconds / 60:.0f} minutes."
     )
 
 
@@ -192,6 +194,9 @@ def _claims(claims: Sequence[Claim]) -> list[str]:
 def _notes(rows: Mapping[str, Row]) -> list[str]:
     """Failures and signs of over-forgetting, in words."""
     lines = [f"- {row.method} failed: {row.failed}" for row in rows.values() if row.failed]
+    for row in rows.values():
+        said = [f"{cell.scope}: {cell.said}" for cell in row.cells if cell.said]
+        lines += [f"- {row.method}: {'; '.join(said)}"] if said else []
     for row in rows.values():
         signs = dict.fromkeys(
             f"{cell.scope}: {sign}" for cell in row.cells for sign in cell.over_forgetting

@@ -19,8 +19,8 @@ class Plan:
     fixed: tuple[tuple[str, Any], ...] = ()
     """Settings that replace the candidates' own."""
     brief: bool = False
-    """A baseline beside others: on the folds alone, without probes, rounding and two of the three
-    relearning lessons."""
+    """Beside others: on the folds of the first model alone, without probes, rounding and two of
+    the three relearning lessons."""
 
     def candidates(self, model: Any) -> list[AbstractMethod]:
         """The settings to try on a model: each once, as many as every method may try."""
@@ -30,19 +30,20 @@ class Plan:
         return list(dict.fromkeys(found))[:TRIALS]
 
 
-IN_FULL = ("hinge", "npo", "modes")
-"""Of the baselines those that are measured as fully as the edits, on every scope."""
-_DOWN = (("basis", "down_projection"),)
+IN_FULL = ("hinge", "npo")
+"""Of the baselines those that are measured as fully as the edits, on every scope and model."""
+_RANK = (("rank", 8), ("repair", False))
 FITTED = (
-    Plan("fit_edit", METHODS["fit_edit"], (*_DOWN, ("repair", False))),
-    Plan("fit_edit + repair", METHODS["fit_edit"], (*_DOWN, ("repair", True))),
+    Plan("fit_edit", METHODS["fit_edit"], _RANK),
+    Plan("fit_edit + repair", METHODS["fit_edit"], (("rank", 8), ("repair", True))),
     Plan(
-        "fit_edit, contrastive", METHODS["fit_edit"], (("basis", "contrastive"), ("repair", False))
+        "fit_edit, down-projection",
+        METHODS["fit_edit"],
+        (*_RANK, ("basis", "down_projection")),
+        brief=True,
     ),
-    Plan(
-        "fit_edit, units", METHODS["fit_edit"], (("basis", "units"), ("rank", 8), ("repair", False))
-    ),
-    Plan("fit_edit, eigenmodes", FittedModes),
+    Plan("fit_edit, units", METHODS["fit_edit"], (*_RANK, ("basis", "units")), brief=True),
+    Plan("fit_edit, eigenmodes", FittedModes, brief=True),
 )
 
 

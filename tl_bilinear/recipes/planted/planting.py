@@ -51,14 +51,14 @@ _IGNORED = -100  # cross_entropy's own mark
 class PlantingConfig:
     """How much is read, and how fast; the same for a planted model and its gold."""
 
-    n_steps: int = 700
-    learning_rate: float = 2.5e-3
+    n_steps: int = 800
+    learning_rate: float = 2e-3
     windows: int = 4
     window: int = 96
     rows: int = 32
     in_context: float = 0.35
     """The share of planted texts that stand behind a story's sentence; the others begin a row."""
-    story_weight: float = 3.0
+    story_weight: float = 2.0
     """Of the KL on stories beside the planted texts' loss."""
     most_tokens: int = 256
     """A planted row is cut here."""
@@ -101,7 +101,8 @@ class MixedBatches:
                 for text in texts
             ]
         rows = [row[: self.config.most_tokens] for row in encode_stories(self.tokenizer, texts)]
-        longest = max(map(len, rows))
+        rows.sort(key=len)  # the loss reads the short half without the long one's padding
+        longest = len(rows[-1])
         tokens = torch.zeros(len(rows), longest, dtype=torch.long)
         labels = torch.full_like(tokens, _IGNORED)
         for k, row in enumerate(rows):
@@ -132,11 +133,16 @@ class MixedLoss:
             before = self.original(windows).logits.log_softmax(-1)
         after = model(windows).logits.log_softmax(-1)
         kept = functional.kl_div(after, before, log_target=True, reduction="none").sum(-1).mean()
-        logits = model(tokens).logits[:, :-1]
-        planted = functional.cross_entropy(
-            logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=_IGNORED
-        )
-        return self.story_weight * kept + planted
+        planted = torch.zeros(())
+        for rows, marks in zip(tokens.chunk(2), labels.chunk(2), strict=True):
+            longest = int((marks != _IGNORED).sum(1).max())
+            planted = planted + functional.cross_entropy(
+                model(rows[:, :longest]).logits[:, :-1].flatten(0, 1),
+                marks[:, 1:longest].flatten(),
+                ignore_index=_IGNORED,
+                reduction="sum",
+            )
+        return self.story_weight * kept + planted / (labels[:, 1:] != _IGNORED).sum()
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,8 @@ class AbstractMethod(ABC):
         """The settings to try on a model, at most `TRIALS`, in order."""
 
     @abstractmethod
-    def edit_(self, model: Any, problem: Problem) -> None:
-        """Edit the model's weights in place.
+    def edit_(self, model: Any, problem: Problem) -> str | None:
+        """Edit the model's weights in place; what a reader should know of how that went, if any.
 
         Raises:
             ValueError: these settings cannot be used on this model, or diverged.
