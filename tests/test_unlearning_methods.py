@@ -244,13 +244,14 @@ def test_rounding_changes_little_at_8_bits_and_more_at_4(model):
 
 
 @pytest.mark.skipif(len(hosts()) < 2, reason="one host alone")
-def test_rounding_is_the_same_on_both_hosts():
+@pytest.mark.parametrize("name", ["stories-1l", "stories-5l"])  # the second has grouped keys
+def test_rounding_is_the_same_on_both_hosts(name):
     from tl_bilinear.hosts import get_host
 
-    tokens = get_host(tlb.load("stories-1l")).to_tokens("Once upon a time")[None]
+    tokens = get_host(tlb.load(name)).to_tokens("Once upon a time")[None]
     logits = []
     for host in hosts():
-        loaded = tlb.load("stories-1l", host=host)
+        loaded = tlb.load(name, host=host)
         round_weights_(loaded, 4)
         with torch.no_grad():
             logits.append(loaded(tokens).log_softmax(-1))

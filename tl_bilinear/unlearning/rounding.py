@@ -59,7 +59,7 @@ def rounded(weight: Tensor, axes: tuple[int, ...], bits: int) -> Tensor:
 
 
 def _input_axes(module: nn.Module, name: str, parameter: Tensor) -> tuple[int, ...]:
-    if parameter.ndim < 2 or name.startswith("b_"):
+    if parameter.ndim < 2 or name.startswith(("b_", "_b_")):
         return ()
     if isinstance(module, nn.Linear):
         return (1,)
