@@ -135,6 +135,11 @@ def table(rows: list[Row], rounds: int) -> str:
             f"| {row.name} | {row.plain:.0f} | {row.inside:.3f} | {row.entered:.3f} | "
             f"{row.noise[0]:.3f}-{row.noise[1]:.3f} |"
         )
+    lines += [
+        "",
+        "Entering the block costs what it costs on a bridge whatever the modes are: its own `hooks`",
+        "context lists every hook anew for each one attached.",
+    ]
     return "\n".join(lines) + "\n"
 
 

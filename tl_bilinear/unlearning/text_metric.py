@@ -13,7 +13,7 @@ from tl_bilinear.unlearning.site_gradients import Change, adding, text_gradients
 
 BATCH = 8
 
-Batch = tuple[Int[Tensor, "row pos"], Bool[Tensor, "row pos"]]
+Batch = tuple[Int[Tensor, "_row _pos"], Bool[Tensor, "_row _pos"]]
 
 
 def token_rows(
