@@ -137,8 +137,8 @@ def table(rows: list[Row], rounds: int) -> str:
         )
     lines += [
         "",
-        "Entering the block costs what it costs on a bridge whatever the modes are: its own `hooks`",
-        "context lists every hook anew for each one attached.",
+        "Entering the block costs what it costs on a bridge whatever the modes are: its own",
+        "`hooks` context lists every hook anew for each one attached.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -28,7 +28,7 @@ Coordinates = dict[int, Tensor]
 
 TOLERANCE = 0.25
 """Logits by which a demand may be missed and still count as met."""
-MOST_DAMPING = 100.0
+MOST_DAMPING = 1e4
 SLACK = 3.0
 """Demands that are met with more room than this many logits have no part in a step."""
 
@@ -104,7 +104,8 @@ class Fit:
             system = self._linearise(bases, x, short)
             if at is None:  # the first linearisation says what a missed demand counts
                 at, _ = self.measure(bases, x, stage, self.damping)
-            for damping in _dampings(self.damping):
+            tried = list(_dampings(self.damping))
+            for damping in tried:
                 moved = system.step(x, damping)
                 step, left = self.measure(bases, moved, stage, damping)
                 better = step.objective < at.objective and step.kl <= max(self.kl_limit, at.kl)
@@ -114,7 +115,9 @@ class Fit:
             else:
                 return x, at
             small = step.objective > 0.98 * at.objective
-            x, at, short, self.damping = moved, step, left, damping / 4
+            # What was refused first is not tried again at once.
+            self.damping = damping / 4 if damping == tried[0] else damping
+            x, at, short = moved, step, left
             if is_met(at) and small:
                 break
         assert at is not None

@@ -13,6 +13,9 @@ from torch import Tensor
 from tl_bilinear.unlearning.descent import Coordinates, Fit, FitStep, is_met
 from tl_bilinear.unlearning.layer_basis import WhitenedBasis
 
+CHEAPER = 0.15
+"""An edit that meets its demands is fitted on while a turn takes this share off its cost."""
+
 Factors = dict[int, tuple[Tensor, Tensor]]
 """Per layer [term, feature] and [term, writer], in the basis' own features and writers."""
 
@@ -29,6 +32,7 @@ def to_rank(
     """Factors of at most `rank` terms per layer, and how they do."""
     factors = {layer: _cut(bases[layer], x[layer], rank) for layer in bases}
     best: tuple[Factors, FitStep] | None = None
+    stalls = 0
     for turn in range(turns):
         side = turn % 2
         held = {layer: _hold(bases[layer], factors[layer], side) for layer in bases}
@@ -37,12 +41,12 @@ def to_rank(
         stage = f"rank {rank}, {('readers', 'writers')[side]}"
         moved, step = fit.descend(whitened, start, stage, steps)
         factors = {layer: held[layer].factors(moved[layer]) for layer in bases}
-        if best is None or step.objective < best[1].objective:
-            stalled = best is not None and step.objective > 0.98 * best[1].objective
+        fall = 1.0 if best is None else 1 - step.objective / best[1].objective
+        stalls = 0 if fall > 0.02 else stalls + 1
+        if fall > 0:
             best = factors, step
-        else:
-            stalled = True
-        if (is_met(step) or stalled) and turn:
+        # One side may be stuck where the other is not; what is met may still become cheaper.
+        if (is_met(step) and turn and fall < CHEAPER) or stalls == 2:
             break
     assert best is not None
     return best

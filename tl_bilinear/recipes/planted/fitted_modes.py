@@ -27,10 +27,11 @@ class FittedModes(AbstractMethod):
     def candidates(cls, host: AbstractHost) -> list[AbstractMethod]:
         return [cls(k=64), cls(k=512)]
 
-    def edit_(self, model: Any, problem: Problem) -> None:
+    def edit_(self, model: Any, problem: Problem) -> str:
         sets = problem.forget, problem.retain
         modes = find_modes(model, *sets, k=self.k).modes
         edit = fit_edit(
             model, *sets, "eigenmodes", modes=modes, texts=problem.texts, seed=problem.seed
         )
         ablate_(model, edit.modes)
+        return edit.message
