@@ -96,6 +96,16 @@ def test_what_is_reported_is_what_is_measured(model, gold, report):
     assert interval.half == pytest.approx(12.706 * abs(values[0] - values[1]) / 2, rel=1e-3)
 
 
+def test_what_a_method_says_of_its_edits_is_in_the_report(report):
+    said = ("stopped short: 2 < 3", "every demand is met", "every demand is met")
+    told = replace(report, result=replace(report.result, said=said))
+    assert report.result.said == ()  # the hinge says nothing
+    assert UnlearningReport.from_json(told.to_json()) == replace(told, model=None)
+    written = told.to_markdown()
+    assert written.count("Of the edit: every demand is met.") == 1 == written.count("stopped short")
+    assert "2 &lt; 3" in told.to_html() and "2 < 3" not in told.to_html()
+
+
 def test_relearning_brings_the_facts_back(report):
     lessons = {c.lesson: c for c in report.result.scores[0].relearning}
     assert list(lessons) == ["facts", "half", "text"]
