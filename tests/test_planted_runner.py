@@ -238,6 +238,7 @@ def test_the_page_has_every_method_its_failures_and_its_claims(tmp_path):
     assert "0.01 ± 0.02" in row and "| 12 |" in row and "| 8 |" in row
     assert "units failed: no such basis here" in written and "a command" in written
     assert "| tiny, 90 facts | 1.000 | 0.970 | 0.500 | 1.500 | 1.600 |" in written
+    assert "**Not run yet:** stories-5l, stories-2l, stories-5l-swiglu, color, wug." in written
     assert "One name of 30" in written and "**not met**" in written
     for kind in ("methods", "relearning"):
         picture = tmp_path / f"page_tiny_{kind}.svg"

@@ -8,6 +8,8 @@ the work folder: stopped, the same command goes on.
     python -m tl_bilinear.recipes.unlearning_stories --work-dir .cache/unlearning --text TEXT
 """
 
+import shlex
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -176,15 +178,15 @@ def _main(
                 cells,
                 list(recalls.values()),
                 output,
-                _command(text),
+                _command(),
                 stories.origin,
                 time.monotonic() - began,
             )
 
 
-def _command(text: Path | None) -> str:
-    shown = "python -m tl_bilinear.recipes.unlearning_stories --work-dir .cache/unlearning"
-    return shown if text is None else f"{shown} --text {text}"
+def _command() -> str:
+    module = "python -m tl_bilinear.recipes.unlearning_stories"
+    return f"{module} {shlex.join(sys.argv[1:])}"
 
 
 def _line(cell: Cell) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from tl_bilinear.recipes.planted import summary
 from tl_bilinear.recipes.planted.cells import Cell
 from tl_bilinear.recipes.planted.claims import Claim, fold_claims, harder_claims, name_claims
-from tl_bilinear.recipes.planted.experiments import CONCEPT, FOLDS
+from tl_bilinear.recipes.planted.experiments import CONCEPT, FOLDS, MODELS, SCOPES
 from tl_bilinear.recipes.planted.recall import Recall
 from tl_bilinear.recipes.planted.summary import Row
 
@@ -50,6 +50,7 @@ def page(
         "",
         _introduction(text, seconds),
         "",
+        *_absent(cells),
     ]
     lines += [*_planted(recalls), ""]
     for model in dict.fromkeys(cell.model for cell in cells):
@@ -73,8 +74,15 @@ def _introduction(text: str, seconds: float) -> str:
         "not at all: it has the package's defaults. CPU s: seconds of one thread for the slowest "
         "edit, without trials. ± is Student's 95 % over three folds. Methods that stand in the "
         "first table alone were run there alone. This run computed for "
-        f"{seconds / 60:.0f} minutes."
+        f"{seconds / 60:.0f} minutes; what earlier ones had done was read."
     )
+
+
+def _absent(cells: Sequence[Cell]) -> list[str]:
+    """Models and scopes of the experiment that these cells have nothing of."""
+    models = [each for each in MODELS if each not in {cell.model for cell in cells}]
+    scopes = [each for each in SCOPES if each not in {cell.scope for cell in cells}]
+    return [f"**Not run yet:** {', '.join([*models, *scopes])}.", ""] if models or scopes else []
 
 
 def _planted(recalls: Sequence[Recall]) -> list[str]:
