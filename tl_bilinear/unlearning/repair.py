@@ -27,6 +27,9 @@ TOKENS = 8192
 CLEARANCE = 0.5
 """Logits by which a pinned answer loses. An edit loses by more, for other wordings' sake, and goes
 below what was never learnt; the repair brings it back to there."""
+LEAK = 0.05
+"""Share of forgotten wordings that may be known behind a repair: of answers never learnt some are
+said by chance."""
 ROWS = 64
 """Prompts drawn for each step."""
 
@@ -60,13 +63,18 @@ class Repair:
     losses: tuple[float, ...] = field(repr=False)
 
     @property
+    def _leak(self) -> tuple[float, float]:
+        before, after = self.forget_known
+        return (before, after) if after > LEAK else (before, before)
+
+    @property
     def message(self) -> str:
         """Whether it was kept, and why not."""
         if self.kept:
             return f"repaired: KL {self.kl[0]:.4f} -> {self.kl[1]:.4f}"
         named = (
             ("KL", self.kl, "rose", 1),
-            ("forgotten answers known", self.forget_known, "rose", 1),
+            ("forgotten answers known", self._leak, "rose", 1),
             ("retained answers known", self.retain_known, "fell", -1),
         )
         harm = [
@@ -122,7 +130,7 @@ def repair_(
     the retained answers, plus `pin` times the squared logits, per forgotten answer, by which these
     miss their levels (either way) and any other demand is missed. The learning rate falls as a
     cosine. The model stays as it was where the KL has not fallen, or more of the forgotten answers
-    are known, or fewer of the retained ones.
+    are known and more than `LEAK` of them, or fewer of the retained ones.
 
     Cost: per step one forward and backward pass of a batch of texts and of 64 prompts.
 
@@ -156,7 +164,8 @@ def repair_(
             optimiser.step()
             losses.append(float(loss.detach()))
         after = _state(host, anchor)
-        kept = after[0] <= before[0] and after[1] <= before[1] and after[2] >= before[2]
+        leak = after[1] > max(before[1], LEAK)
+        kept = after[0] <= before[0] and not leak and after[2] >= before[2]
     finally:
         with torch.no_grad():
             for parameter, value in zip(parameters, saved, strict=True):
