@@ -111,6 +111,9 @@ def main() -> None:
     fingerprints = gather_object([fingerprint_parameters(trainer.model)])
     require_same(fingerprints)
     first = trainer.is_world_process_zero()
+    # Gloo's thread must have let go of the gathered tensors before the process ends: torch 2.13
+    # joins that thread with Python's lock held, which it needs to free them (a deadlock).
+    trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()  # what follows is for one process alone
     if first:
         print(f"{len(fingerprints)} processes, the same weights in each: {fingerprints[0]}")
