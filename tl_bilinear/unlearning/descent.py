@@ -10,7 +10,7 @@ taken only where this sum falls and the measured KL stays within its limit (Leve
 with a trust region; the dual is `least_change`).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -104,7 +104,7 @@ class Fit:
             system = self._linearise(bases, x, short)
             if at is None:  # the first linearisation says what a missed demand counts
                 at, _ = self.measure(bases, x, stage, self.damping)
-            tried = list(_dampings(self.damping))
+            tried = _dampings(self.damping)
             for damping in tried:
                 moved = system.step(x, damping)
                 step, left = self.measure(bases, moved, stage, damping)
@@ -176,8 +176,8 @@ class _System:
         }
 
 
-def _dampings(last: float) -> Iterator[float]:
-    damping = last if last >= 0.1 else 0.0
-    while damping <= MOST_DAMPING:
-        yield damping
-        damping = max(0.5, 3 * damping)
+def _dampings(last: float) -> list[float]:
+    found = [last if last >= 0.1 else 0.0]
+    while (following := max(0.5, 3 * found[-1])) <= MOST_DAMPING:
+        found.append(following)
+    return found

@@ -13,7 +13,7 @@ change of W_out) or squares of what the MLP's input is projected on (eigenmodes)
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -82,10 +82,6 @@ class LayerGradients:
     values: Float[Tensor, "row pos width"]
     gradients: Float[Tensor, "site pos d_out"]
     site_row: Int[Tensor, " site"]
-
-    def select(self, sites: Bool[Tensor, " site"]) -> "LayerGradients":
-        """Some of the sites, of the same rows."""
-        return LayerGradients(self.values, self.gradients[sites], self.site_row[sites])
 
 
 @dataclass(frozen=True, eq=False)

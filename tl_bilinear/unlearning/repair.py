@@ -63,26 +63,30 @@ class Repair:
     losses: tuple[float, ...] = field(repr=False)
 
     @property
-    def _leak(self) -> tuple[float, float]:
-        before, after = self.forget_known
-        return (before, after) if after > LEAK else (before, before)
-
-    @property
     def message(self) -> str:
         """Whether it was kept, and why not."""
         if self.kept:
             return f"repaired: KL {self.kl[0]:.4f} -> {self.kl[1]:.4f}"
-        named = (
-            ("KL", self.kl, "rose", 1),
-            ("forgotten answers known", self._leak, "rose", 1),
-            ("retained answers known", self.retain_known, "fell", -1),
-        )
-        harm = [
-            f"{what} {verb} from {before:.4f} to {after:.4f}"
-            for what, (before, after), verb, sign in named
-            if sign * (after - before) > 0
-        ]
-        return f"a repair was tried and undone: {', '.join(harm)}"
+        pairs = self.kl, self.forget_known, self.retain_known
+        return f"a repair was tried and undone: {', '.join(_harm(*pairs))}"
+
+
+Pair = tuple[float, float]
+"""Before a repair and after it."""
+
+
+def _harm(kl: Pair, forget_known: Pair, retain_known: Pair) -> list[str]:
+    """What a repair made worse; nothing where it is to be kept."""
+    named = (
+        ("KL rose", kl, kl[1] <= kl[0]),
+        (
+            "forgotten answers known rose",
+            forget_known,
+            forget_known[1] <= max(forget_known[0], LEAK),
+        ),
+        ("retained answers known fell", retain_known, retain_known[1] >= retain_known[0]),
+    )
+    return [f"{what} from {was:.4f} to {now:.4f}" for what, (was, now), fine in named if not fine]
 
 
 def take_anchor(
@@ -164,8 +168,7 @@ def repair_(
             optimiser.step()
             losses.append(float(loss.detach()))
         after = _state(host, anchor)
-        leak = after[1] > max(before[1], LEAK)
-        kept = after[0] <= before[0] and not leak and after[2] >= before[2]
+        kept = not _harm(*list(zip(before, after, strict=True))[:3])
     finally:
         with torch.no_grad():
             for parameter, value in zip(parameters, saved, strict=True):
