@@ -151,6 +151,17 @@ def test_coordinates_measure_the_cost_on_text(model):
     torch.testing.assert_close(cost, x.square().sum(), rtol=1e-5, atol=0)
 
 
+def test_moments_of_the_whole_width_are_those_of_any_readers(model):
+    host = tlb.get_host(model)
+    batches, whole = token_rows(host, TEXTS), linear(host)[1]
+    readers = torch.randn(3, whole.width, dtype=torch.float64)
+    few = replace(whole, readers=readers)
+    expected = text_moments(host, batches, [few])[1]
+    found = text_moments(host, batches, [whole])[1].read_by(few)
+    torch.testing.assert_close(found.features, expected.features, rtol=1e-9, atol=0)
+    assert torch.equal(found.readings, expected.readings)
+
+
 def test_a_small_edit_does_what_was_foreseen(model):
     host = tlb.get_host(model)
     rows = answer_rows(host, known_questions(model, 6))

@@ -20,6 +20,9 @@ from tl_bilinear.unlearning.question import Question
 
 CLEARANCE = 5.0
 RETAIN_CLEARANCE = 0.5
+SHOWN = 1.0
+"""Logits above its level from which a token shows its fact. One that stands lower spells an answer
+out that its first tokens have given away, as it does for subjects that were never met."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +39,7 @@ class Demands:
     margin_bound: Float[Tensor, " site"]
     """Of one site of each forgotten row and of the retained sites that win now; else -inf."""
     pinned: Bool[Tensor, " site"]
-    """Forgotten sites that stood above their level: the ones that an edit is to move."""
+    """Forgotten sites that show their fact: the ones that an edit is to move."""
 
     @property
     def sign(self) -> Float[Tensor, " site"]:
@@ -79,7 +82,8 @@ def make_demands(
 
     Args:
         level: log-odds that forgotten answers are to come down to, per site or for all first
-            tokens; what is below its level already may rise to it.
+            tokens. It binds the token of each answer that stands highest above it, and the others
+            that stand more than `SHOWN` above.
         floor: log-odds that retained answers may fall to; those below it now are to stay.
         clearance: margin by which forgotten answers must lose; retained ones that are known must
             win by `RETAIN_CLEARANCE`.
@@ -96,17 +100,17 @@ def make_demands(
         # Later tokens spell an answer out: what they say is language, not the fact.
         first = rows.site_index[of_forget] == 0
         levels = torch.where(first.to(odds.device), level, torch.inf).to(odds)
-    bound = odds.clamp_max(floor)
-    bound[of_forget] = -levels
     # A retained token that wins by less is pushed up to it: rounding must not turn it over.
     wins = (site_margins(logits, rows.label) > 0).cpu() & ~of_forget
     margin_bound = torch.full((rows.n_sites,), -torch.inf).to(odds)
     margin_bound[wins] = RETAIN_CLEARANCE
     drop = torch.full((rows.n_sites,), -torch.inf).to(odds)
     drop[of_forget] = odds[of_forget] - levels
+    pinned = drop > SHOWN
     for row in mine.nonzero()[:, 0].tolist():
         sites = (rows.site_row == row).nonzero()[:, 0]
-        margin_bound[sites[drop[sites].argmax()]] = clearance
-    return Demands(
-        rows, mine, bound, margin_bound, (drop > 0) | (of_forget & ~margin_bound.isinf())
-    )
+        decisive = sites[drop[sites].argmax()]
+        pinned[decisive], margin_bound[decisive] = True, clearance
+    bound = odds.clamp_max(floor)
+    bound[of_forget] = torch.where(pinned[of_forget], -levels, -torch.inf)
+    return Demands(rows, mine, bound, margin_bound, pinned)

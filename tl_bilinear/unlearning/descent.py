@@ -10,6 +10,7 @@ taken only where this sum falls and the measured KL stays within its limit (Leve
 with a trust region; the dual is `least_change`).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -29,7 +30,9 @@ Coordinates = dict[int, Tensor]
 TOLERANCE = 0.25
 """Logits by which a demand may be missed and still count as met."""
 MOST_DAMPING = 1e4
-SLACK = 3.0
+CHEAPER = 0.15
+"""An edit that meets its demands is fitted on while a step takes this share off its cost."""
+SLACK = 1.5
 """Demands that are met with more room than this many logits have no part in a step."""
 
 
@@ -45,12 +48,21 @@ class FitStep:
     """The largest number of logits by which a forgotten site misses its level."""
     retain_shortfall: float
     kl: float
-    """On a third of the texts of the fit, in nats per token."""
+    """On a third of the texts of the fit, in nats per token; nan where it was refused before."""
     cost: float
     """|x|^2 / 2: what the metric foresees for it."""
     objective: float
     damping: float
     accepted: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Standing:
+    """How an edit stands: what a step came to, and what every demand misses there."""
+
+    step: FitStep
+    short: Tensor
+    """Per site, in logits."""
 
 
 @dataclass(eq=False)
@@ -67,65 +79,85 @@ class Fit:
     """Where the next step begins: a little below what the last one needed."""
     history: list[FitStep] = field(default_factory=list)
 
-    def changes(self, bases: Mapping[int, WhitenedBasis], x: Mapping[int, Tensor]) -> list[Change]:
+    def descend(
+        self,
+        bases: Mapping[int, WhitenedBasis],
+        x: Coordinates,
+        stage: str,
+        max_steps: int,
+        at: Standing | None = None,
+    ) -> tuple[Coordinates, Standing]:
+        """Steps until the demands are met and the cost no longer falls, or nothing helps.
+
+        Args:
+            at: how the edit x stands, where that is known.
+        """
+        if at is None:
+            at = self._read_texts(bases, x, self._stand(bases, x, stage, self.damping))
+        for _ in range(max_steps):
+            system = self._linearise(bases, x, at.short)
+            at = self._weighed(at)  # the first linearisation says what a missed demand counts
+            tried = _dampings(self.damping)
+            for damping in tried:
+                moved = system.step(x, damping)
+                there = self._stand(bases, moved, stage, damping)
+                better = there.step.objective < at.step.objective
+                if better:
+                    there = self._read_texts(bases, moved, there)
+                    better = there.step.kl <= max(self.kl_limit, at.step.kl)
+                self._note(replace(there.step, accepted=better))
+                if better:
+                    break
+            else:
+                return x, at
+            small = there.step.objective > (1 - CHEAPER) * at.step.objective
+            # What was refused first is not tried again at once.
+            self.damping = damping / 2 if damping == tried[0] else damping
+            x, at = moved, there
+            if is_met(at.step) and small:
+                break
+        return x, at
+
+    def _changes(self, bases: Mapping[int, WhitenedBasis], x: Mapping[int, Tensor]) -> list[Change]:
         return [(bases[layer].basis, bases[layer].theta(x[layer])) for layer in bases]
 
-    def measure(
+    def _stand(
         self, bases: Mapping[int, WhitenedBasis], x: Coordinates, stage: str, damping: float
-    ) -> tuple[FitStep, Tensor]:
-        """One pass of the rows and two of the texts."""
+    ) -> Standing:
+        """One pass of the rows; the texts are not read."""
         logits = self._logits(bases, x)
         short = self.demands.shortfall(logits)
         mine = self.demands.forget[self.demands.rows.site_row].to(short.device)
-        cost = sum(float(value.double().square().sum()) for value in x.values()) / 2
-        softness = self.softness or 1.0
-        missed = float(short.clamp_min(0).square().sum()) / (2 * softness)
         forget_known, retain_known = self.demands.known(logits)
-        return FitStep(
+        step = FitStep(
             stage=stage,
             forget_known=forget_known,
             retain_known=retain_known,
             forget_shortfall=float(short[mine].max()),
             retain_shortfall=float(short[~mine].max()),
-            kl=self.kl(self.changes(bases, x)),
-            cost=cost,
-            objective=cost + missed,
+            kl=math.nan,
+            cost=sum(float(value.double().square().sum()) for value in x.values()) / 2,
+            objective=math.nan,
             damping=damping,
             accepted=True,
-        ), short
+        )
+        return self._weighed(Standing(step, short))
 
-    def descend(
-        self, bases: Mapping[int, WhitenedBasis], x: Coordinates, stage: str, max_steps: int
-    ) -> tuple[Coordinates, FitStep]:
-        """Steps until the demands are met and the cost no longer falls, or nothing helps."""
-        at: FitStep | None = None
-        short = self.demands.shortfall(self._logits(bases, x))
-        for _ in range(max_steps):
-            system = self._linearise(bases, x, short)
-            if at is None:  # the first linearisation says what a missed demand counts
-                at, _ = self.measure(bases, x, stage, self.damping)
-            tried = _dampings(self.damping)
-            for damping in tried:
-                moved = system.step(x, damping)
-                step, left = self.measure(bases, moved, stage, damping)
-                better = step.objective < at.objective and step.kl <= max(self.kl_limit, at.kl)
-                self._note(replace(step, accepted=better))
-                if better:
-                    break
-            else:
-                return x, at
-            small = step.objective > 0.98 * at.objective
-            # What was refused first is not tried again at once.
-            self.damping = damping / 4 if damping == tried[0] else damping
-            x, at, short = moved, step, left
-            if is_met(at) and small:
-                break
-        assert at is not None
-        return x, at
+    def _weighed(self, at: Standing) -> Standing:
+        if self.softness is None:
+            return at
+        missed = float(at.short.clamp_min(0).square().sum()) / (2 * self.softness)
+        return Standing(replace(at.step, objective=at.step.cost + missed), at.short)
+
+    def _read_texts(
+        self, bases: Mapping[int, WhitenedBasis], x: Coordinates, at: Standing
+    ) -> Standing:
+        """One pass of the texts."""
+        return Standing(replace(at.step, kl=self.kl(self._changes(bases, x))), at.short)
 
     @torch.no_grad()
     def _logits(self, bases: Mapping[int, WhitenedBasis], x: Coordinates) -> Tensor:
-        with adding(self.host, self.changes(bases, x)):
+        with adding(self.host, self._changes(bases, x)):
             return site_logits(self.host, self.demands.rows).double()
 
     def _note(self, step: FitStep) -> None:
@@ -139,7 +171,7 @@ class Fit:
         near = short > -SLACK
         near[short.argmax()] = True
         rows = self.demands.rows.of_sites(near.cpu())
-        _, found = log_odds_gradients(self.host, rows, self.changes(bases, x))
+        _, found = log_odds_gradients(self.host, rows, self._changes(bases, x))
         jacobians = {layer: bases[layer].read(found[layer]) for layer in bases}
         kernel = sum(each.kernel().double() for each in jacobians.values())
         assert isinstance(kernel, Tensor)

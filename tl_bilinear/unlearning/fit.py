@@ -31,7 +31,7 @@ from tl_bilinear.unlearning.levels import never_learnt_odds
 from tl_bilinear.unlearning.low_rank import Factors, to_rank
 from tl_bilinear.unlearning.moments import answer_moments
 from tl_bilinear.unlearning.question import Question
-from tl_bilinear.unlearning.text_metric import TextKL, text_moments, token_rows
+from tl_bilinear.unlearning.text_metric import LayerMoments, TextKL, text_moments, token_rows
 
 RANK = 8
 FEATURES = 12
@@ -119,7 +119,8 @@ def fit_edit(
         for layer, each in whitened.items()
     }
     low = basis in ("down_projection", "contrastive")
-    x, step = fit.descend(whitened, x, "whole", min(WHOLE_STEPS, max_steps) if low else max_steps)
+    x, at = fit.descend(whitened, x, "whole", min(WHOLE_STEPS, max_steps) if low else max_steps)
+    step = at.step
     if low:
         factors, step = to_rank(fit, whitened, x, rank, turns=max_steps)
         changes = _from_factors(whitened, factors)
@@ -158,34 +159,42 @@ class _Plan:
             )
 
     def whitened(self, asked: Any, batches: Any) -> dict[int, WhitenedBasis]:
-        bases = self._bases(asked, batches)
-        moments = text_moments(self.host, batches, bases, self.seed)
+        moments = self._moments(asked, batches)
         return {
-            each.layer: whiten(
-                each, moments[each.layer].features, moments[each.layer].readings, self.damping
-            )
-            for each in bases
+            basis.layer: whiten(basis, each.features, each.readings, self.damping)
+            for basis, each in moments
         }
 
-    def _bases(self, asked: Sequence[Sequence[Question]], batches: Any) -> list[LayerBasis]:
+    def _moments(
+        self, asked: Sequence[Sequence[Question]], batches: Any
+    ) -> list[tuple[LayerBasis, LayerMoments]]:
         host, layers = self.host, self.layers
+        if self.name == "contrastive":
+            return self._contrastive(asked, batches)
         if self.name == "eigenmodes":
-            return eigenmode_amplitudes(host, self.modes)
-        if self.name == "units":
-            return hidden_units(host, layers)
-        whole = down_projections(host, layers)
-        if self.name == "down_projection":
-            return whole
-        mine, near = (answer_moments(host, each, whole) for each in asked)
-        far = text_moments(host, batches, whole, self.seed)
+            bases = eigenmode_amplitudes(host, self.modes)
+        elif self.name == "units":
+            bases = hidden_units(host, layers)
+        else:
+            bases = down_projections(host, layers)
+        moments = text_moments(host, batches, bases, self.seed)
+        return [(basis, moments[basis.layer]) for basis in bases]
+
+    def _contrastive(
+        self, asked: Sequence[Sequence[Question]], batches: Any
+    ) -> list[tuple[LayerBasis, LayerMoments]]:
+        whole = down_projections(self.host, self.layers)
+        mine, near = (answer_moments(self.host, each, whole) for each in asked)
+        far = text_moments(self.host, batches, whole, self.seed)
         # Retained prompts ask the same of other subjects: what differs is who is asked about.
-        return contrastive_features(
-            [_shape(mine[layer].features) for layer in layers],
-            [_shape(near[layer].features) + _shape(far[layer].features) for layer in layers],
-            layers,
-            host.d_model,
+        bases = contrastive_features(
+            [_shape(mine[layer].features) for layer in self.layers],
+            [_shape(near[layer].features) + _shape(far[layer].features) for layer in self.layers],
+            self.layers,
+            self.host.d_model,
             self.features,
         )
+        return [(basis, far[basis.layer].read_by(basis)) for basis in bases]
 
 
 def _shape(moment: Tensor) -> Tensor:

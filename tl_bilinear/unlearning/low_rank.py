@@ -10,11 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tl_bilinear.unlearning.descent import Coordinates, Fit, FitStep, is_met
+from tl_bilinear.unlearning.descent import CHEAPER, Coordinates, Fit, FitStep, Standing, is_met
 from tl_bilinear.unlearning.layer_basis import WhitenedBasis
-
-CHEAPER = 0.15
-"""An edit that meets its demands is fitted on while a turn takes this share off its cost."""
 
 Factors = dict[int, tuple[Tensor, Tensor]]
 """Per layer [term, feature] and [term, writer], in the basis' own features and writers."""
@@ -32,6 +29,7 @@ def to_rank(
     """Factors of at most `rank` terms per layer, and how they do."""
     factors = {layer: _cut(bases[layer], x[layer], rank) for layer in bases}
     best: tuple[Factors, FitStep] | None = None
+    at: Standing | None = None
     stalls = 0
     for turn in range(turns):
         side = turn % 2
@@ -39,7 +37,9 @@ def to_rank(
         whitened = {layer: each.whitened for layer, each in held.items()}
         start = {layer: each.start for layer, each in held.items()}
         stage = f"rank {rank}, {('readers', 'writers')[side]}"
-        moved, step = fit.descend(whitened, start, stage, steps)
+        # The side that was held takes over the edit as it is, and with it how it stands.
+        moved, at = fit.descend(whitened, start, stage, steps, at)
+        step = at.step
         factors = {layer: held[layer].factors(moved[layer]) for layer in bases}
         fall = 1.0 if best is None else 1 - step.objective / best[1].objective
         stalls = 0 if fall > 0.02 else stalls + 1

@@ -54,6 +54,14 @@ class LayerMoments:
     features: Float[Tensor, "feature feature"]
     readings: Float[Tensor, "writer writer"]
 
+    def read_by(self, basis: LayerBasis) -> "LayerMoments":
+        """Moments of a layer's whole width, as a basis with linear readers sees the same layer."""
+        assert not basis.squares and basis.writers is None, "these read or write something else"
+        if basis.readers is None:
+            return self
+        readers = basis.readers.to(self.features)
+        return LayerMoments(readers @ self.features @ readers.mT, self.readings)
+
 
 def text_moments(
     host: AbstractHost, batches: Sequence[Batch], bases: Sequence[LayerBasis], seed: int = 0

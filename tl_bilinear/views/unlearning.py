@@ -1,5 +1,6 @@
 """Pictures of an unlearning report: relearning, layers, dose, methods side by side."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -8,6 +9,9 @@ from tl_bilinear.views.figure import NEGATIVE, NEUTRAL, POSITIVE, new_figure, st
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+LINEAR_KL = 0.2
+"""Nats per token: where the largest is no more, the axis of KL is linear."""
 
 # Edited, unedited, gold: told apart by line and marker too, in grey as in colour.
 LOOKS = {
@@ -109,7 +113,10 @@ class MethodBar:
 
 
 def methods_figure(bars: Sequence[MethodBar]) -> "Figure":
-    """Three panels: forget accuracy, retained accuracy, KL; one row per method."""
+    """Three panels: forget accuracy, retained accuracy, KL; one row per method.
+
+    Where a method breaks the model, KL spans decades: its axis is then logarithmic above 0.001.
+    """
     with style():
         figure = new_figure(6.4, 1.0 + 0.26 * len(bars))
         grid = figure.subplots(1, 3, sharey=True)
@@ -137,10 +144,25 @@ def methods_figure(bars: Sequence[MethodBar]) -> "Figure":
             if kind != "kl":
                 axes.set_xlim(-0.06, 1.06)
             else:
-                axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+                _kl_axis(axes, max(value for value, _ in values))
         grid[0].set_yticks(list(places), [bar.name for bar in bars])
         grid[0].set_ylim(len(bars) - 0.5, -0.5)
     return figure
+
+
+def _kl_axis(axes, largest: float) -> None:
+    if largest <= LINEAR_KL:
+        axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+        return
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    axes.set_xscale("symlog", linthresh=1e-3, linscale=0.6)
+    ticks = [0.0, *(10.0**k for k in range(-3, 1 + math.ceil(math.log10(largest))))]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlim(-4e-4, 2 * largest)
+    axes.tick_params(axis="x", labelsize=7)
 
 
 def _name(axes, places: Sequence[tuple[float, float, str]]) -> None:
