@@ -82,8 +82,9 @@ dictionaries: .venv/.package ## train the pair of dictionaries of stories-5l aga
 # Both go on where they were stopped.
 unlearning: unlearning-arithmetic unlearning-stories ## forget arithmetic, planted facts and a planted concept
 
-unlearning-stories: .venv/.package ## plant and forget; writes benchmarks/unlearning_stories.md
+unlearning-stories: .venv/.package ## plant and forget, and how long that takes; writes benchmarks/unlearning_stories.md and fit_edit.md
 	.venv/bin/python -m tl_bilinear.recipes.unlearning_stories --work-dir .cache/unlearning --threads 1 $(if $(TEXT),--text "$(TEXT)")
+	.venv/bin/python benchmarks/fit_edit.py --output benchmarks/fit_edit.md $(if $(TEXT),--text "$(TEXT)")
 
 demos: .venv/.package ## run every demo
 	@for demo in demos/*.py; do echo "== $$demo"; .venv/bin/python "$$demo" || exit 1; done

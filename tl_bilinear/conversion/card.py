@@ -20,7 +20,7 @@ def machine() -> str:
         names = [s.split(":", 1)[1] for s in info.read_text().splitlines() if "model name" in s]
         processor = names[0].strip() if names else processor
     return (
-        f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+        f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s), "
         f"torch {torch.__version__}, transformers {transformers.__version__}"
     )
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tl_bilinear.recipes.planted import summary
 from tl_bilinear.recipes.planted.summary import Row
@@ -13,6 +13,7 @@ BASELINES = (
     *("hinge", "grad_diff", "npo", "rmu", "modes", "random_modes", "random_directions"),
     *("difference_of_means", "leace"),
 )
+TIMED = "benchmarks/fit_edit.md"
 FORGOTTEN = 0.05
 """Equal forgetting: baselines that forget at least this far are compared."""
 
@@ -24,7 +25,7 @@ class Claim:
     sentence: str
     measured: str
     met: bool | None
-    """None where it was not measured."""
+    """None where it was not measured here."""
 
 
 def fold_claims(rows: Mapping[str, Row]) -> list[Claim]:
@@ -42,9 +43,14 @@ def fold_claims(rows: Mapping[str, Row]) -> list[Claim]:
         ("story KL at most .02", summary.story_kl, 0.02),
     ]
     found = [_at_most(sentence, row, number, limit) for sentence, number, limit in most]
+    # Whoever guesses is right now and then: what was never learnt may not meet this either.
+    guessed = rows["gold"].values(summary.forget_unseen) if "gold" in rows else ()
+    if guessed:
+        theirs = ", ".join(f"{value:.3f}" for value in guessed)
+        found[1] = replace(found[1], measured=f"{found[1].measured}; gold {theirs}")
     found.insert(2, _at_least("retained at least .99", row, summary.retain_accuracy, 0.99))
     found.append(Claim("rank at most 8 per layer", f"{row.largest_rank}", row.largest_rank <= 8))
-    found.append(Claim("under 60 seconds", f"{row.seconds:.0f} s of one thread", row.seconds < 60))
+    found.append(Claim("under 60 seconds on two cores", f"CPU s above; {TIMED} alone", None))
     found.append(_no_worse(rows))
     return found
 

@@ -192,7 +192,7 @@ def _number(row: Row, number: summary.Number, digits: int = 2) -> str:
 
 
 def _claims(claims: Sequence[Claim]) -> list[str]:
-    verdicts = {True: "met", False: "**not met**", None: "not measured"}
+    verdicts = {True: "met", False: "**not met**", None: ""}
     return [
         *_head(("the issue", "measured", "")),
         *(_line([claim.sentence, claim.measured, verdicts[claim.met]]) for claim in claims),
