@@ -267,6 +267,19 @@ def test_an_edit_forgets_and_keeps(model, basis):
             host.mlp_weights(layer).tensor.out.copy_(weight)
 
 
+@pytest.mark.parametrize("basis", ["contrastive", "units"])
+def test_where_no_step_may_be_taken_the_edit_is_none(basis):
+    """A trust region of nothing: the fit says what is missing instead of failing."""
+    model = knowing(hosts()[0])
+    _, retain, edit = fitted(model, basis=basis, kl_limit=1e-12)
+    assert not edit.met and "stopped short" in edit.message
+    assert edit.history and not any(step.accepted for step in edit.history)
+    assert edit.last.kl < 1e-12 and edit.last.forget_known == 1.0
+    before = accuracy(model, retain)
+    edit.apply_(model)
+    assert accuracy(model, retain) == before
+
+
 def test_an_interrupted_fit_leaves_the_model(model):
     host = tlb.get_host(model)
     tokens = host.to_tokens("w1 w2 w3")[None]

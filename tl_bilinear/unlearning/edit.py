@@ -69,6 +69,9 @@ class Edit:
     message: str
     """Why the fit ended; what is missing where the demands were not met."""
     history: tuple[FitStep, ...]
+    """Every step that was tried."""
+    last: FitStep
+    """How the edit stands: the step that made it."""
     seconds: float
     provenance: Provenance
     """Of the model that it was fitted to; it goes onto no other."""
@@ -84,11 +87,6 @@ class Edit:
     def n_modes(self) -> int:
         """Terms of all layers."""
         return sum(self.ranks.values())
-
-    @property
-    def last(self) -> FitStep:
-        """The last step that was taken: the edit as it is."""
-        return next(step for step in reversed(self.history) if step.accepted)
 
     @contextmanager
     def applied(self, model: Any) -> Iterator[Any]:

@@ -132,6 +132,7 @@ def fit_edit(
         met=is_met(step),
         message=_message(step),
         history=tuple(fit.history),
+        last=step,
         seconds=time.perf_counter() - begun,
         provenance=provenance(host, (), "none"),
         modes=with_amplitudes(modes, {layer: w.theta(x[layer]) for layer, w in whitened.items()})
