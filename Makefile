@@ -79,11 +79,19 @@ unlearning-arithmetic: .venv/.package ## one of two operations cut out of small 
 dictionaries: .venv/.package ## train the pair of dictionaries of stories-5l again (ten minutes)
 	.venv/bin/python -m tl_bilinear.recipes.story_dictionaries --work-dir .cache/dictionaries --threads 1 $(if $(TEXT),--text "$(TEXT)")
 
-# Both go on where they were stopped.
-unlearning: unlearning-arithmetic unlearning-stories ## forget arithmetic, planted facts and a planted concept
+# All of it goes on where it was stopped. Two at a time: what a cell computes uses one core.
+unlearning: .venv/.package ## forget arithmetic, planted facts and a planted concept (hours; goes on after a kill)
+	$(MAKE) --jobs=2 unlearning-arithmetic unlearning-cells-stories-5l \
+	    unlearning-cells-stories-5l-swiglu unlearning-cells-stories-2l
+	$(MAKE) unlearning-stories
+
+FORGET := .venv/bin/python -m tl_bilinear.recipes.unlearning_stories --work-dir .cache/unlearning --threads 1 $(if $(TEXT),--text "$(TEXT)")
+
+unlearning-cells-%: .venv/.package
+	$(FORGET) --model $* --output .cache/unlearning/$*.md
 
 unlearning-stories: .venv/.package ## plant and forget, and how long that takes; writes benchmarks/unlearning_stories.md and fit_edit.md
-	.venv/bin/python -m tl_bilinear.recipes.unlearning_stories --work-dir .cache/unlearning --threads 1 $(if $(TEXT),--text "$(TEXT)")
+	$(FORGET)
 	.venv/bin/python benchmarks/fit_edit.py --output benchmarks/fit_edit.md $(if $(TEXT),--text "$(TEXT)")
 
 demos: .venv/.package ## run every demo
