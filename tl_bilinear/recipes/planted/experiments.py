@@ -18,7 +18,7 @@ CONCEPT = "wug"
 SCOPES = (*FOLDS, "one-name", "color", CONCEPT)
 N_EDIT, N_HELD_OUT, N_FAR = 60, 60, 40
 N_CHARACTERS = 400
-PASSAGES = PlantingConfig(rows=8, n_steps=600)
+PASSAGES = PlantingConfig(rows=8, n_steps=1500)
 """The concept's texts are longer than a fact's sentence, and so fewer are read per step."""
 
 
