@@ -19,6 +19,13 @@ CONCEPT_HEADER = (
     *("method", "F acc", "R acc", "P first", "rank first", "P later", "rank later"),
     *("wug NLL", "KL", "near KL", "far KL", "relearn"),
 )
+NAMED = (
+    "An edit reads questions about the wug alone (what it eats, where it lives, what it plays "
+    "with); held-out stories about wugs say whether more than their answers went. P: mean "
+    "probability of the word where such a story names it first, and later, where it can be "
+    "copied. rank: how many tokens are likelier there, median. wug NLL: nats per token of these "
+    "stories. near: stories of five real animals; far: stories without any."
+)
 TITLES = {
     "one-name": "One name of 30",
     "color": "One relation: the colors of all names",
@@ -112,7 +119,10 @@ def _model(model: str, cells: Sequence[Cell], figures: Sequence[str]) -> list[st
     for title, found, judges in sections:
         rows = rows_of(model, found)
         table = _concept_table if found[0].scope == CONCEPT else _table
-        lines += [f"### {title}", "", *table(rows), ""]
+        lines += [f"### {title}", ""]
+        if found[0].scope == CONCEPT:
+            lines += [NAMED, ""]
+        lines += [*table(rows), ""]
         claims = [claim for judge in judges for claim in judge(rows)]
         if claims:
             lines += [*_claims(claims), ""]
