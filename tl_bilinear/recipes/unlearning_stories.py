@@ -47,6 +47,8 @@ from tl_bilinear.views.circuit_figure import save_figure
 from tl_bilinear.views.unlearning import Line, MethodBar, lines_figure, methods_figure
 
 PAGE = Path("benchmarks/unlearning_stories.md")
+BETWEEN_PAGES = 120.0
+"""Seconds: what a killed run leaves behind is no older than this, or one cell."""
 DRAWN = {"none": "unedited", METHOD: "edited", "gold": "gold"}
 LESSONS = {"facts": "the same facts", "half": "half of the names", "text": "stories alone"}
 
@@ -171,17 +173,19 @@ def _main(
                 recalls.setdefault(experiment.planted, measure_recall(experiment, stories.held_out))
                 yield experiment
 
+        def write() -> None:
+            seconds = time.monotonic() - began
+            found = list(recalls.values())
+            write_page(cells, found, output, _command(), stories.origin, seconds)
+
+        written = began
         for cell in run(measured(), work_dir, plans(methods)):
             cells.append(cell)
             console.print(_line(cell), soft_wrap=True, highlight=False)
-            write_page(
-                cells,
-                list(recalls.values()),
-                output,
-                _command(),
-                stories.origin,
-                time.monotonic() - began,
-            )
+            if time.monotonic() - written > BETWEEN_PAGES:
+                write()
+                written = time.monotonic()
+        write()
 
 
 def _command() -> str:
