@@ -215,7 +215,7 @@ def fitted(model, **options) -> tuple[list[Question], list[Question], Edit]:
 
 
 def require_random_edits_forget_less(model, forget, edit) -> None:
-    """Matched in norm, rank and layer: of thirty draws most leave something known."""
+    """Matched in norm, rank and layer; thirty draws."""
     host = tlb.get_host(model)
     known = []
     for draw in range(30):
@@ -232,7 +232,7 @@ def require_random_edits_forget_less(model, forget, edit) -> None:
             )
         with adding(host, changes):
             known.append(accuracy(model, forget))
-    assert sum(each > 0 for each in known) > len(known) / 2
+    assert sum(known) / len(known) > 0.3
 
 
 @pytest.mark.parametrize("basis", ["down_projection", "contrastive"])
