@@ -22,6 +22,7 @@ from tl_bilinear.unlearning.answer_rows import site_logits
 from tl_bilinear.unlearning.demands import Demands
 from tl_bilinear.unlearning.layer_basis import WhitenedBasis, WhitenedGradients
 from tl_bilinear.unlearning.least_change import least_change
+from tl_bilinear.unlearning.low_rank import TangentGradients, cut_all
 from tl_bilinear.unlearning.site_gradients import Change, adding, log_odds_gradients
 from tl_bilinear.unlearning.text_metric import TextKL
 
@@ -32,6 +33,8 @@ TOLERANCE = 0.25
 MOST_DAMPING = 1e4
 CHEAPER = 0.15
 """An edit that meets its demands is fitted on while a step takes this share off its cost."""
+TRUSTED = 0.75
+"""Where a step takes this share of what it foresaw off the objective, the next is damped less."""
 SLACK = 1.5
 """Demands that are met with more room than this many logits have no part in a step."""
 
@@ -40,7 +43,6 @@ SLACK = 1.5
 class FitStep:
     """Where an edit stood after a step, or what a refused one would have given."""
 
-    stage: str
     forget_known: float
     """Accuracy on the forgotten rows, in the edit's wordings."""
     retain_known: float
@@ -76,31 +78,30 @@ class Fit:
     progress: Callable[[FitStep], None] | None = None
     softness: float | None = None
     damping: float = 0.0
-    """Where the next step begins: a little below what the last one needed."""
+    """Where the next step begins: at what the last one needed, or below."""
     history: list[FitStep] = field(default_factory=list)
 
     def descend(
         self,
         bases: Mapping[int, WhitenedBasis],
         x: Coordinates,
-        stage: str,
         max_steps: int,
-        at: Standing | None = None,
-    ) -> tuple[Coordinates, Standing]:
+        rank: int | None = None,
+    ) -> tuple[Coordinates, FitStep]:
         """Steps until the demands are met and the cost no longer falls, or nothing helps.
 
         Args:
-            at: how the edit x stands, where that is known.
+            rank: of every layer's edit at most; any by default. From zero the first step is the
+                full one, cut; later ones keep to the edits of this rank.
         """
-        if at is None:
-            at = self._read_texts(bases, x, self._stand(bases, x, stage, self.damping))
+        at = self._read_texts(bases, x, self._stand(bases, x, self.damping))
         for _ in range(max_steps):
-            system = self._linearise(bases, x, at.short)
+            system = self._linearise(bases, x, at.short, rank)
             at = self._weighed(at)  # the first linearisation says what a missed demand counts
             tried = _dampings(self.damping)
             for damping in tried:
-                moved = system.step(x, damping)
-                there = self._stand(bases, moved, stage, damping)
+                moved, foreseen = system.step(x, damping)
+                there = self._stand(bases, moved, damping)
                 better = there.step.objective < at.step.objective
                 if better:
                     there = self._read_texts(bases, moved, there)
@@ -109,20 +110,21 @@ class Fit:
                 if better:
                     break
             else:
-                return x, at
+                break
             small = there.step.objective > (1 - CHEAPER) * at.step.objective
-            # What was refused first is not tried again at once.
-            self.damping = damping / 2 if damping == tried[0] else damping
+            fell = at.step.objective - there.step.objective
+            bolder = damping == tried[0] and fell > TRUSTED * (at.step.objective - foreseen)
+            self.damping = damping / 2 if bolder else damping
             x, at = moved, there
             if is_met(at.step) and small:
                 break
-        return x, at
+        return x, at.step
 
     def _changes(self, bases: Mapping[int, WhitenedBasis], x: Mapping[int, Tensor]) -> list[Change]:
         return [(bases[layer].basis, bases[layer].theta(x[layer])) for layer in bases]
 
     def _stand(
-        self, bases: Mapping[int, WhitenedBasis], x: Coordinates, stage: str, damping: float
+        self, bases: Mapping[int, WhitenedBasis], x: Coordinates, damping: float
     ) -> Standing:
         """One pass of the rows; the texts are not read."""
         logits = self._logits(bases, x)
@@ -130,7 +132,6 @@ class Fit:
         mine = self.demands.forget[self.demands.rows.site_row].to(short.device)
         forget_known, retain_known = self.demands.known(logits)
         step = FitStep(
-            stage=stage,
             forget_known=forget_known,
             retain_known=retain_known,
             forget_shortfall=float(short[mine].max()),
@@ -166,20 +167,32 @@ class Fit:
             self.progress(step)
 
     def _linearise(
-        self, bases: Mapping[int, WhitenedBasis], x: Coordinates, short: Tensor
+        self,
+        bases: Mapping[int, WhitenedBasis],
+        x: Coordinates,
+        short: Tensor,
+        rank: int | None,
     ) -> "_System":
         near = short > -SLACK
         near[short.argmax()] = True
         rows = self.demands.rows.of_sites(near.cpu())
         _, found = log_odds_gradients(self.host, rows, self._changes(bases, x))
-        jacobians = {layer: bases[layer].read(found[layer]) for layer in bases}
+        jacobians: dict[int, WhitenedGradients | TangentGradients] = {}
+        for layer in bases:
+            whole = bases[layer].read(found[layer])
+            # From zero every direction is open.
+            if rank is None or not x[layer].any():
+                jacobians[layer] = whole
+            else:
+                jacobians[layer] = TangentGradients.at(x[layer], rank, whole)
         kernel = sum(each.kernel().double() for each in jacobians.values())
         assert isinstance(kernel, Tensor)
         if self.softness is None:
             # Weights of the dual are logits missed over softness: small beside the kernel.
             self.softness = 1e-3 * float(kernel.diagonal().mean())
         sign = self.demands.sign.to(short)[near]
-        return _System(jacobians, kernel * sign * sign[:, None], short[near], sign, self.softness)
+        signed = kernel * sign * sign[:, None]
+        return _System(jacobians, signed, short[near], sign, self.softness, rank)
 
 
 def is_met(step: FitStep) -> bool:
@@ -189,23 +202,30 @@ def is_met(step: FitStep) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _System:
-    jacobians: Mapping[int, WhitenedGradients]
+    jacobians: Mapping[int, WhitenedGradients | TangentGradients]
     kernel: Tensor
     short: Tensor
     sign: Tensor
     softness: float
+    rank: int | None
 
-    def step(self, x: Coordinates, damping: float) -> Coordinates:
-        """The smallest whole edit that meets the linearised demands, held near the last one."""
+    def step(self, x: Coordinates, damping: float) -> tuple[Coordinates, float]:
+        """The smallest whole edit that meets the linearised demands, held near the last one.
+
+        Also the objective that it would have were the demands linear.
+        """
         gone = self.sign * sum(self.jacobians[layer].push(x[layer]).double() for layer in x)
         kept = damping / (1 + damping)
         weights = least_change(
             self.kernel / (1 + damping), self.short + (1 - kept) * gone, self.softness
         )
         signed = self.sign * weights / (1 + damping)
-        return {
+        moved = {
             layer: self.jacobians[layer].pull_back(signed).double() + kept * x[layer] for layer in x
         }
+        cost = sum(float(value.square().sum()) for value in moved.values()) / 2
+        foreseen = cost + self.softness * float(weights.square().sum()) / 2
+        return moved if self.rank is None else cut_all(moved, self.rank), foreseen
 
 
 def _dampings(last: float) -> list[float]:

@@ -28,7 +28,7 @@ from tl_bilinear.unlearning.edit import Edit, LayerChange
 from tl_bilinear.unlearning.forget_set import require_forgettable
 from tl_bilinear.unlearning.layer_basis import LayerBasis, WhitenedBasis, whiten
 from tl_bilinear.unlearning.levels import never_learnt_odds
-from tl_bilinear.unlearning.low_rank import Factors, to_rank
+from tl_bilinear.unlearning.low_rank import cut
 from tl_bilinear.unlearning.moments import answer_moments
 from tl_bilinear.unlearning.question import Question
 from tl_bilinear.unlearning.text_metric import LayerMoments, TextKL, text_moments, token_rows
@@ -38,8 +38,6 @@ FEATURES = 12
 N_TEXTS = 60
 KL_EVERY = 3
 """Batches of the texts of which one is read for the trust region; the metric reads them all."""
-WHOLE_STEPS = 4
-"""Of the full solve before it is cut to a rank: it finds the subspace, the cut edit is refined."""
 
 
 def fit_edit(
@@ -59,7 +57,7 @@ def fit_edit(
     contexts: int = 2,
     kl_limit: float = 1.0,
     damping: float = 1e-2,
-    max_steps: int = 12,
+    max_steps: int = 24,
     seed: int = 0,
     progress: Callable[[FitStep], None] | None = None,
 ) -> Edit:
@@ -90,7 +88,7 @@ def fit_edit(
             tied to a few prompts leak elsewhere.
         kl_limit: nats per token, on a third of the texts, beyond which no step is taken.
         damping: of the metric, in units of its factors' mean eigenvalue.
-        max_steps: steps at most, or turns of the factors of a low-rank edit.
+        max_steps: steps at most.
         progress: called with every step.
 
     Cost: a few tens of linearisations. One takes a forward and some backward
@@ -119,13 +117,8 @@ def fit_edit(
         for layer, each in whitened.items()
     }
     low = basis in ("down_projection", "contrastive")
-    x, at = fit.descend(whitened, x, "whole", min(WHOLE_STEPS, max_steps) if low else max_steps)
-    step = at.step
-    if low:
-        factors, step = to_rank(fit, whitened, x, rank, turns=max_steps)
-        changes = _from_factors(whitened, factors)
-    else:
-        changes = _from_pairs(whitened, x)
+    x, step = fit.descend(whitened, x, max_steps, rank if low else None)
+    changes = _of_rank(whitened, x, rank) if low else _from_pairs(whitened, x)
     return Edit(
         changes=tuple(changes),
         basis=basis,
@@ -203,13 +196,11 @@ def _shape(moment: Tensor) -> Tensor:
     return moment / moment.trace()
 
 
-def _from_factors(bases: Mapping[int, WhitenedBasis], factors: Factors) -> list[LayerChange]:
+def _of_rank(bases: Mapping[int, WhitenedBasis], x: Coordinates, rank: int) -> list[LayerChange]:
     changes = []
-    for layer, (left, right) in factors.items():
-        basis = bases[layer].basis
-        readers = left if basis.readers is None else left @ basis.readers.to(left)
-        writers = right if basis.writers is None else right @ basis.writers.to(right)
-        changes.append(LayerChange(layer, readers, writers))
+    for layer, each in bases.items():
+        left, right = cut(x[layer], rank)
+        changes.append(LayerChange(layer, *each.factors(left, right)))
     return changes
 
 

@@ -103,6 +103,17 @@ class WhitenedBasis:
             return self.into_features @ coordinates
         return self.into_features @ coordinates @ self.into_writers.mT
 
+    def factors(
+        self, left: Float[Tensor, "feature term"], right: Float[Tensor, "term writer"]
+    ) -> tuple[Float[Tensor, "term width"], Float[Tensor, "term d_out"]]:
+        """Readers and writers of the edit whose coordinates are left @ right, unpaired."""
+        assert self.into_writers is not None, "paired features have no factors"
+        basis = self.basis
+        readers, writers = (self.into_features @ left).mT, right @ self.into_writers.mT
+        if basis.readers is not None:
+            readers = readers @ basis.readers.to(readers)
+        return readers, writers if basis.writers is None else writers @ basis.writers.to(writers)
+
     def read(self, found: LayerGradients) -> "WhitenedGradients":
         """Features and writers' readings of a pass, in the whitened coordinates."""
         features = self.basis.features(found.values)
