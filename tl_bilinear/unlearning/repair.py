@@ -167,16 +167,15 @@ def repair_(
                 loss.backward()
             optimiser.step()
             losses.append(float(loss.detach()))
-        after = _state(host, anchor)
-        kept = not _harm(*list(zip(before, after, strict=True))[:3])
+        kl, forget, retain, error = zip(before, _state(host, anchor), strict=True)
+        kept = not _harm(kl, forget, retain)
     finally:
         with torch.no_grad():
             for parameter, value in zip(parameters, saved, strict=True):
                 parameter.grad = None
                 if not kept:
                     parameter.copy_(value)
-    pairs = list(zip(before, after, strict=True))
-    return Repair(steps, kept, *pairs, losses=tuple(losses))
+    return Repair(steps, kept, kl, forget, retain, error, losses=tuple(losses))
 
 
 def _loss(

@@ -118,11 +118,11 @@ def _model(model: str, cells: Sequence[Cell], figures: Sequence[str]) -> list[st
             sections.append((title, found, (name_claims,) if scope == "one-name" else ()))
     for title, found, judges in sections:
         rows = rows_of(model, found)
-        table = _concept_table if found[0].scope == CONCEPT else _table
         lines += [f"### {title}", ""]
         if found[0].scope == CONCEPT:
-            lines += [NAMED, ""]
-        lines += [*table(rows), ""]
+            lines += [NAMED, "", *_concept_table(rows), ""]
+        else:
+            lines += [*_table(rows), ""]
         claims = [claim for judge in judges for claim in judge(rows)]
         if claims:
             lines += [*_claims(claims), ""]
