@@ -1,7 +1,6 @@
-"""Seeds, the offline switch and the inputs that not every machine has.
+"""Seeds, shape checking, the offline switch and the inputs that not every machine has.
 
-It must not import tl_bilinear at the top: shape checking is put into the package as it is imported,
-and what is imported before pytest is ready goes unchecked.
+Shape checking is put into the package as it is imported: tl_bilinear must not be imported above it.
 """
 
 import gc
@@ -18,6 +17,20 @@ import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+MAJOR = version("transformer-lens").split(".")[0]
+# Types and shapes in signatures are checked while the tests run, which takes most of their time:
+# each part of the package is checked in one environment and runs as users have it in the other.
+# Hosts differ, and are checked in both.
+PARTS = {path.stem for path in (Path(__file__).parents[1] / "tl_bilinear").glob("[!_]*")}
+IN_3 = {"circuits", "conversion", "recipes", "sweeps"}
+CHECKED = IN_3 | {"hosts"} if MAJOR == "3" else PARTS - IN_3
+install_import_hook(
+    sorted(f"tl_bilinear.{part}" for part in CHECKED),
+    # The numeric tower lets an int be given for a float, as every type checker does.
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
 
 # The same examples every time, and no deadline: the first call of a torch operation is slow.
 hypothesis.settings.register_profile(
@@ -31,8 +44,8 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    once, major = item.get_closest_marker("one_major"), version("transformer-lens").split(".")[0]
-    if once and major != str(once.args[0]):
+    once = item.get_closest_marker("one_major")
+    if once and str(once.args[0]) != MAJOR:
         pytest.skip(f"no part of TransformerLens: the environment of {once.args[0]} has it")
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")

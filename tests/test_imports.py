@@ -274,6 +274,7 @@ def write(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
+@pytest.mark.one_major(3)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_the_package_keeps_to_the_house(check: Check) -> None:
     root = Path(__file__).parents[1]
@@ -282,6 +283,7 @@ def test_the_package_keeps_to_the_house(check: Check) -> None:
     assert not complaints, "\n".join(complaints)
 
 
+@pytest.mark.one_major(3)
 @pytest.mark.parametrize(("check", "files", "words"), FAULTS)
 def test_the_fault_is_found(
     check: Check, files: dict[str, str], words: str, tmp_path: Path
@@ -290,6 +292,7 @@ def test_the_fault_is_found(
     assert len(complaints) == 1 and words in complaints[0], complaints
 
 
+@pytest.mark.one_major(3)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_a_sound_tree_is_let_pass(check: Check, tmp_path: Path) -> None:
     assert check(write(tmp_path, SOUND)) == []

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.one_major(3)
 ZOO = Path(__file__).parents[1] / "tl_bilinear" / "zoo"
 
 

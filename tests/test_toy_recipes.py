@@ -21,6 +21,8 @@ from tl_bilinear.toys import (
 from tl_bilinear.toys.stored import TOYS, read_safetensors
 from tl_bilinear.training import TrainingConfig
 
+pytestmark = pytest.mark.one_major(3)
+
 
 @pytest.fixture
 def toys(tmp_path: Path) -> Path:

@@ -195,6 +195,7 @@ def test_bundled_models_on_real_stories():
     assert evaluate(model, tokenizer, stories).nats_per_token <= teacher.nats_per_token + 0.02
 
 
+@pytest.mark.one_major(3)
 def test_recipe_runs_from_end_to_end_and_resumes(tmp_path, monkeypatch):
     import shutil
 
