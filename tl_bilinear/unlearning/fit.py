@@ -57,7 +57,7 @@ def fit_edit(
     contexts: int = 2,
     kl_limit: float = 1.0,
     damping: float = 1e-2,
-    max_steps: int = 24,
+    max_steps: int = 40,
     seed: int = 0,
     progress: Callable[[FitStep], None] | None = None,
 ) -> Edit:
