@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tl_bilinear.unlearning.layer_basis import LayerBasis, LayerGradients, whiten
+from tl_bilinear.unlearning.descent import STRIDE, _System
+from tl_bilinear.unlearning.layer_basis import (
+    LayerBasis,
+    LayerGradients,
+    WhitenedGradients,
+    whiten,
+)
 from tl_bilinear.unlearning.low_rank import TangentGradients, cut, cut_all
 
 pytestmark = pytest.mark.one_major(4)
@@ -93,3 +99,23 @@ def test_a_direction_out_of_the_tangent_space_is_not_seen():
     mine = TangentGradients.at(x, 2, whole)
     missing = torch.linalg.eigvalsh(whole.kernel() - mine.kernel())
     assert missing.min() > -1e-9 * missing.max() and missing.max() > 0.1
+
+
+@given(st.integers(1, 7), st.sampled_from([0.0, 0.5, 13.5]), st.integers(0, 999))
+def test_linear_demands_end_as_a_step_foresees(sites, damping, seed):
+    """Also where a demand is missed by more than a step asks for."""
+    rows = normal(sites, 5, seed=seed)
+    basis = whiten(LayerBasis(0, 1, 5), torch.eye(1).double(), torch.eye(5).double(), 0.0)
+    ones = torch.ones(sites, 1, 1, dtype=torch.float64)
+    jacobian = WhitenedGradients(basis, ones, rows[:, None], torch.arange(sites))
+    sign = torch.where(torch.arange(sites) % 2 == 0, 1.0, -1.0).double()
+    x, short = normal(1, 5, seed=seed + 1), 4 * normal(sites, seed=seed + 2)
+    kernel, softness = rows @ rows.mT * sign * sign[:, None], 1e-2
+    system = _System({0: jacobian}, kernel, short, sign, softness, None)
+    moved, foreseen = system.step({0: x}, damping)
+    missed = (short - sign * (rows @ (moved[0] - x)[0])).clamp_min(0)
+    ends = float(moved[0].square().sum() / 2 + missed.square().sum() / (2 * softness))
+    # A demand may be met beyond what was asked of it: the end is then better than foreseen.
+    assert ends <= foreseen * (1 + 1e-6) + 1e-9
+    if float(short.max()) <= STRIDE:
+        assert ends == pytest.approx(foreseen, rel=1e-6, abs=1e-9)
