@@ -22,7 +22,7 @@ from tl_bilinear.toys import Activation, ModularConfig, ModularModel, ModularTas
 from tl_bilinear.toys.mlp import MLP
 from tl_bilinear.toys.modular_model import Form
 
-pytestmark = pytest.mark.one_major(4)
+pytestmark = pytest.mark.one_major(3)
 
 HEADS, TOKEN = "mod-p/add-mul-heads-bilinear", "mod-p/add-mul-token-bilinear"
 

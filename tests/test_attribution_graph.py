@@ -16,6 +16,8 @@ from tl_bilinear.circuits import Circuit, Edge, Node
 from tl_bilinear.circuits.attribution_folder import add_to_folder
 from tl_bilinear.circuits.attribution_graph import cantor
 
+pytestmark = pytest.mark.one_major(3)
+
 
 @settings(max_examples=20)
 @given(circuits())

@@ -11,6 +11,8 @@ from test_circuit import small_circuit
 
 from tl_bilinear.circuits import Circuit, Edge, Node
 
+pytestmark = pytest.mark.one_major(3)
+
 
 def leaks(circuit) -> list[str]:
     """Nodes whose inflow or outflow is not their share."""

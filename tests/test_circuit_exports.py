@@ -13,7 +13,7 @@ from test_circuit import small_circuit
 
 from tl_bilinear.circuits import Circuit, Edge, Node
 
-pytestmark = pytest.mark.one_major(4)
+pytestmark = pytest.mark.one_major(3)
 
 TEXTS = st.one_of(st.sampled_from(HOSTILE), st.text(max_size=8))
 

@@ -15,7 +15,7 @@ from tl_bilinear.characters import visible
 from tl_bilinear.circuits import Circuit
 from tl_bilinear.views import circuit_page
 
-pytestmark = pytest.mark.one_major(4)
+pytestmark = pytest.mark.one_major(3)
 
 
 def hostile_circuit() -> Circuit:

@@ -19,7 +19,7 @@ from tl_bilinear.views.circuit_sizes import Sizes
 from tl_bilinear.views.circuit_wires import drawn_edges
 from tl_bilinear.views.figure import NEGATIVE, POSITIVE
 
-pytestmark = pytest.mark.one_major(4)
+pytestmark = pytest.mark.one_major(3)
 
 
 def measure(text: str, size: float) -> float:

@@ -14,6 +14,8 @@ from tl_bilinear.unlearning.contrast import (
     second_moment,
 )
 
+pytestmark = pytest.mark.one_major(4)
+
 EXACT: Any = dict(rtol=1e-9, atol=1e-11)
 
 

@@ -9,6 +9,8 @@ from strategies import normal, tensors
 from tl_bilinear import BilinearTensor, cp_decompose, pair_squares
 from tl_bilinear.decompositions.cp_fit import fit, fit_sparse
 
+pytestmark = pytest.mark.one_major(4)
+
 
 def close(value: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-10)

@@ -8,6 +8,8 @@ from strategies import normal, tensors
 
 from tl_bilinear import BilinearTensor, eigendecompose
 
+pytestmark = pytest.mark.one_major(4)
+
 
 def close(value: torch.Tensor, expected: torch.Tensor, name: str = "") -> None:
     torch.testing.assert_close(

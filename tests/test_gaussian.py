@@ -11,6 +11,8 @@ from strategies import maps
 from tl_bilinear import BilinearTensor, QuadraticMap
 from tl_bilinear.gaussian import gaussian_inner, sphere_inner
 
+pytestmark = pytest.mark.one_major(4)
+
 
 def close(value: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-9)

@@ -11,6 +11,8 @@ from strategies import normal, tensors
 from tl_bilinear import BilinearTensor, eigendecompose, hosvd
 from tl_bilinear.decompositions import gram
 
+pytestmark = pytest.mark.one_major(4)
+
 
 def close(value: torch.Tensor, expected: torch.Tensor) -> None:
     scale = float(expected.abs().max()) if expected.numel() else 1.0

@@ -10,6 +10,8 @@ from tl_bilinear.decompositions import eigensolvers
 from tl_bilinear.decompositions.interaction_operator import InteractionOperator, interaction_matrix
 from tl_bilinear.decompositions.krylov import largest_eigenpairs
 
+pytestmark = pytest.mark.one_major(4)
+
 ONE = torch.ones(1, dtype=torch.float64)
 
 

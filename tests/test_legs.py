@@ -10,6 +10,8 @@ from strategies import normal, tensors
 
 from tl_bilinear import BilinearTensor, QuadraticMap
 
+pytestmark = pytest.mark.one_major(3)
+
 
 def close(value: torch.Tensor, expected: torch.Tensor, name: str = "") -> None:
     torch.testing.assert_close(

@@ -7,6 +7,8 @@ import torch
 
 from tl_bilinear.unlearning.probes import held_out_examples, ridge_probe
 
+pytestmark = pytest.mark.one_major(4)
+
 
 def written_out(x, labels, held_out, ridge, degree):
     """Held-out predictions by explicit features, an intercept and the normal equations."""

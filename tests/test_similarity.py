@@ -8,6 +8,8 @@ from strategies import normal, tensors
 
 from tl_bilinear import BilinearTensor, similarity_matrix, tensor_similarity
 
+pytestmark = pytest.mark.one_major(4)
+
 
 def close(value: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-11)

@@ -14,6 +14,8 @@ from tl_bilinear import (
     shared_subspace,
 )
 
+pytestmark = pytest.mark.one_major(4)
+
 
 def close(value: torch.Tensor, expected: torch.Tensor) -> None:
     scale = float(expected.abs().max()) if expected.numel() else 1.0

@@ -23,6 +23,8 @@ from tl_bilinear.unlearning.metrics import (
 )
 from tl_bilinear.unlearning.rounding import rounded
 
+pytestmark = pytest.mark.one_major(4)
+
 CLOSE: Any = {"rtol": 1e-9, "atol": 1e-12}
 
 
