@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tl_bilinear.recipes.arithmetic.cuts import (
+    LARGEST,
     Evidence,
     Place,
     contrasts,
@@ -16,11 +17,14 @@ from tl_bilinear.recipes.arithmetic.cuts import (
     unit_cuts,
 )
 from tl_bilinear.recipes.arithmetic.edit import Edit, Modes, Problem, margin_gradients, margins, run
+from tl_bilinear.recipes.arithmetic.outcome import first_that_forgets
+from tl_bilinear.recipes.arithmetic.scaled import STRENGTHS, scaled_cuts, within
 from tl_bilinear.recipes.arithmetic.solver import fit_weights
-from tl_bilinear.recipes.arithmetic.study import first_that_forgets
+from tl_bilinear.recipes.arithmetic.study import scaled_contrast
 from tl_bilinear.toys import Activation, ModularConfig, ModularModel, ModularTask, load_modular
 from tl_bilinear.toys.mlp import MLP
 from tl_bilinear.toys.modular_model import Form
+from tl_bilinear.unlearning import held_out_examples
 
 pytestmark = pytest.mark.one_major(3)
 
@@ -139,6 +143,54 @@ def test_few_contrastive_modes_forget_and_random_ones_do_not(problems, name):
         assert random.retain < 0.3 and random.size > 15
         few = problem.accuracies(Edit(outputs={0: drawn.truncate(int(removed.size))}))
         assert few.forget > 0.4  # as many random directions hardly do anything
+
+
+@pytest.mark.parametrize("name", [HEADS, TOKEN])
+def test_scaled_cuts_are_the_least_strengths_of_all(problems, name):
+    """Bisection beside every strength tried in turn."""
+    problem, evidence = problems[name]
+    place = Place(0, "outputs")
+    directions = contrasts(evidence, place, "gradients" if name == HEADS else "activations")
+    found = {
+        edit.size: (edit, outcome) for edit, outcome in scaled_cuts(problem, place, directions)
+    }
+    last = max(found)
+    for k in range(1, last + 1):
+        least = None
+        for strength in STRENGTHS:
+            edit = Edit(k, outputs={0: directions.truncate(k)}, strength=strength)
+            scores = problem.accuracies(edit)
+            if scores.forget <= LARGEST:
+                least = strength
+                break
+        assert (least is None) == (k not in found)
+        if least is not None:
+            edit, outcome = found[k]
+            assert edit.strength == least and outcome.retain == scores.retain and outcome.size == k
+    assert [k for k, (edit, _) in found.items() if edit.strength == 1] == [last]
+    assert min(found) < last  # scaled, fewer modes forget
+
+
+def test_what_never_forgets_is_scaled_to_the_end(problems):
+    problem, evidence = problems[HEADS]
+    place = Place(0, "outputs")
+    drawn = random_directions(evidence, place, torch.Generator().manual_seed(0)).truncate(2)
+    ((edit, outcome),) = scaled_cuts(problem, place, drawn)
+    assert edit.strength == 2 and edit.size == outcome.size == 2 and not outcome.forgets
+
+
+@pytest.mark.parametrize("name", [HEADS, TOKEN])
+def test_an_edit_chosen_on_half_of_the_pairs_holds_on_the_others(problems, name, unchecked):
+    problem, _ = problems[name]
+    half = torch.stack([held_out_examples(31**2, 0.5, seed) for seed in (0, 1)])
+    mine = within(problem, half)
+    assert (mine.known == problem.known & half).all()
+    rows = Evidence.of(mine).activations[Place(0, "outputs")]
+    assert [len(each) for each in rows] == mine.known.sum(1).tolist()
+    edit, there = scaled_contrast(mine)
+    assert there.forgets and there.retain >= 0.98
+    scores = problem.accuracies(edit, ~half)
+    assert scores.forget < 0.25 and scores.retain > 0.95
 
 
 def test_units_and_eigenmodes_forget_and_random_units_do_not(problems):

@@ -1,6 +1,6 @@
 """What was to be shown on entangled arithmetic, judged by the records alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from tl_bilinear.recipes.arithmetic.results import NAMES, Results, cell, retained
 from tl_bilinear.recipes.arithmetic.study import (
@@ -8,10 +8,12 @@ from tl_bilinear.recipes.arithmetic.study import (
     CONTRASTIVE,
     CONTRASTIVE_INPUTS,
     CONTRASTIVE_REVERSED,
+    CONTRASTIVE_SCALED,
     EIGENMODES,
     MEAN_INPUTS,
     OUTPUT_SVD,
     RANDOM_DIRECTIONS,
+    RANDOM_SCALED,
     REVERSED,
     SOLVER,
     TOKEN_COPIED,
@@ -26,6 +28,7 @@ TRAINING_FREE = (
     OUTPUT_SVD,
     CONTRASTIVE,
     CONTRASTIVE_REVERSED,
+    CONTRASTIVE_SCALED,
     CONTRASTIVE_INPUTS,
     MEAN_INPUTS,
     UNITS,
@@ -49,11 +52,9 @@ def _few_modes(results: Results, form: str) -> Iterator[str]:
     records = _bilinear(results, ADD_MUL, form)
     if not records:
         return
-    reached: list[list[bool]] = []
-    for way in (CONTRASTIVE, CONTRASTIVE_REVERSED):
+    for way in (CONTRASTIVE, CONTRASTIVE_REVERSED, CONTRASTIVE_SCALED):
         outcomes = [each.outcomes[way] for each in records]
         good = [each.forgets and each.retain >= 0.99 and each.size <= 5 for each in outcomes]
-        reached.append(good)
         trained = [e.forgets and e.retain_trained >= 0.99 and e.size <= 5 for e in outcomes]
         small = [each.forgets and each.retain >= 0.99 and each.size <= 8 for each in outcomes]
         yield (
@@ -61,25 +62,36 @@ def _few_modes(results: Results, form: str) -> Iterator[str]:
             f"least 0.99 by at most 5 modes: {_verdict(good)}** ({sum(good)} of {len(good)} models "
             f"and directions; {sum(trained)} where training pairs alone are counted, {sum(small)} "
             f"with at most 8 modes). Retained {cell(retained(records, way))}, "
-            f"{sum(each.size for each in outcomes) / len(outcomes):.1f} modes on average, "
+            f"{_mean(each.size for each in outcomes):.1f} modes on average, "
             f"{max(each.size for each in outcomes):.0f} at most."
         )
-    either = [any(pair) for pair in zip(*reached, strict=True)]
-    yield (
-        f"- **The same, removed or reversed, whichever does it: {_verdict(either)}** "
-        f"({sum(either)} of {len(either)})."
+    yield _held_out(records, form)
+    yield _control(records, form)
+
+
+def _held_out(records: Sequence[Record], form: str) -> str:
+    """Whether the choice of layer, moments, shrinkage and strength was luck."""
+    outcomes = [each.scaled_held_out for each in records]
+    return (
+        f"- **The same, {CONTRASTIVE_SCALED}, {NAMES[form]}, with all of it chosen on one half of "
+        f"the pairs**: on the other half forget {_mean(each.forget for each in outcomes):.3f}, "
+        f"retained {_mean(each.retain for each in outcomes):.3f} (at least "
+        f"{min(each.retain for each in outcomes):.3f}) by "
+        f"{_mean(each.size for each in outcomes):.1f} modes on average."
     )
-    controls = retained(records, RANDOM_DIRECTIONS)
+
+
+def _control(records: Sequence[Record], form: str) -> str:
+    controls, scaled = (retained(records, way) for way in (RANDOM_DIRECTIONS, RANDOM_SCALED))
     best = [each.outcomes[BEST_RANDOM].retain for each in records]
-    matched = [each.matched for each in records]
-    mean = sum(controls) / len(controls)
-    yield (
+    met = max(_mean(controls), _mean(scaled)) <= 0.3
+    return (
         f"- **The control, random directions of the same whitened space: retained at most 0.3: "
-        f"{'met' if mean <= 0.3 else 'not met'}** ({NAMES[form]}: {cell(controls)} where they "
-        f"forget at last; the best of the draws at most {max(best):.2f}). As many random "
-        "directions as the contrastive edit has, scaled to change as much, leave forget accuracy "
-        f"at {sum(m.forget for m in matched) / len(matched):.2f} and retained at "
-        f"{sum(m.retain for m in matched) / len(matched):.2f}."
+        f"{'met' if met else 'not met'}** ({NAMES[form]}: {cell(controls)} where they forget at "
+        f"last, the best of the draws at most {max(best):.2f}; {cell(scaled)} scaled as well). As "
+        "many random directions as the contrastive edit has, scaled to change as much, leave "
+        f"forget accuracy at {_mean(each.matched.forget for each in records):.2f} and retained at "
+        f"{_mean(each.matched.retain for each in records):.2f}."
     )
 
 
@@ -183,6 +195,11 @@ def _bilinear(results: Results, operations: Sequence[str], form: str) -> tuple[R
 
 def _probe(records: Sequence[Record], name: str) -> str:
     return f"{sum(each.probes[name].accuracy for each in records) / len(records):.2f}"
+
+
+def _mean(values: Iterable[float]) -> float:
+    every = list(values)
+    return sum(every) / len(every)
 
 
 def _verdict(good: Sequence[bool]) -> str:

@@ -7,6 +7,7 @@ from tl_bilinear.conversion.card import machine
 from tl_bilinear.recipes.arithmetic.claims import claims
 from tl_bilinear.recipes.arithmetic.cuts import LARGEST
 from tl_bilinear.recipes.arithmetic.models import FORMS, VERSIONS
+from tl_bilinear.recipes.arithmetic.outcome import KEPT
 from tl_bilinear.recipes.arithmetic.results import (
     NAMES,
     Results,
@@ -18,13 +19,14 @@ from tl_bilinear.recipes.arithmetic.study import (
     CONTRASTIVE,
     CONTRASTIVE_INPUTS,
     CONTRASTIVE_REVERSED,
+    CONTRASTIVE_SCALED,
     DRAWS,
     EIGENMODES,
-    KEPT,
     MEAN_INPUTS,
     OUTPUT_SVD,
     PROBED,
     RANDOM_DIRECTIONS,
+    RANDOM_SCALED,
     RANDOM_UNITS,
     REVERSED,
     SOLVER,
@@ -38,6 +40,7 @@ WAYS = (
     OUTPUT_SVD,
     CONTRASTIVE,
     CONTRASTIVE_REVERSED,
+    CONTRASTIVE_SCALED,
     CONTRASTIVE_INPUTS,
     MEAN_INPUTS,
     TOKEN_COPIED,
@@ -46,6 +49,7 @@ WAYS = (
     REVERSED,
     SOLVER,
     RANDOM_DIRECTIONS,
+    RANDOM_SCALED,
     RANDOM_UNITS,
 )
 COMMAND = "python -m tl_bilinear.recipes.unlearning_arithmetic --work-dir .cache/unlearning"
@@ -127,17 +131,19 @@ def _ways() -> str:
 No way but the solver fits anything. *{OUTPUT_SVD}*: principal directions of the forget margins'
 gradients in a layer's whitened output. *{CONTRASTIVE}*: the generalised eigenproblem of forget and
 retain second moments of a layer's output (of margin gradients, or with a task token of activations
-as well), whitened; *{CONTRASTIVE_REVERSED}* takes each out twice. *{CONTRASTIVE_INPUTS}*: the same
-in what a layer's MLP reads. Layer, moments and shrinkage of these are those that retain most, and
-of those that retain {KEPT:.2f} those that take out least, on the pairs that are measured.
+as well), whitened; *{CONTRASTIVE_REVERSED}* takes each out twice, and *{CONTRASTIVE_SCALED}*
+all of them by one factor between 1 and 2, the least that forgets. *{CONTRASTIVE_INPUTS}*: the same
+in what a layer's MLP reads. Layer, moments, shrinkage and factor of these are those that retain
+most, and of those that retain {KEPT:.2f} those that take out least, on the pairs that are measured.
 *{MEAN_INPUTS}*: one direction per layer, along the difference of both operations' mean inputs, is
 set to its mean under the retained one (an oblique projection), as if the other task's token were
 there. *{TOKEN_COPIED}* puts that token there, and shows what the measure does not ask: nothing but
 the question is forgotten. *{UNITS}* and *{EIGENMODES}* (bilinear models): by the forget share of
 squared contributions to the margins. *{SOLVER}*: retain-constrained Gauss-Newton on the
 down-projections, fitted on half of the pairs; the cell holds retained accuracy / forget accuracy on
-the other half, and the rank. *{RANDOM_DIRECTIONS}* (of the same whitened space) and
-*{RANDOM_UNITS}*: the mean of {DRAWS} draws per model."""
+the other half, and the rank. *{RANDOM_DIRECTIONS}* (of the same whitened space), *{RANDOM_SCALED}*
+(each draw's factor and number those that retain most) and *{RANDOM_UNITS}*: the mean of {DRAWS}
+draws per model."""
 
 
 def _model_rows(results: Results) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Everything that is measured on one model, in one direction of forgetting; kept as JSON."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from tl_bilinear.optimisation.files import fingerprint_parameters, replace_file
 from tl_bilinear.recipes.arithmetic.cuts import (
-    LARGEST,
     SHRINKAGES,
     Evidence,
     Place,
@@ -24,16 +23,18 @@ from tl_bilinear.recipes.arithmetic.cuts import (
 )
 from tl_bilinear.recipes.arithmetic.edit import NOTHING, Edit, Problem
 from tl_bilinear.recipes.arithmetic.models import TrainedModel
+from tl_bilinear.recipes.arithmetic.outcome import Outcome, first_that_forgets, merit
+from tl_bilinear.recipes.arithmetic.scaled import scaled_cuts, within
 from tl_bilinear.recipes.arithmetic.solver import fit_weights
 from tl_bilinear.unlearning import ContrastiveDirections, held_out_examples, ridge_probe
 
 DRAWS = 20
-KEPT = 0.99  # retained accuracy beyond which fewer modes count for more
-EDITION = 3  # of what is measured: a record of another one is measured anew
+EDITION = 4  # of what is measured: a record of another one is measured anew
 
 OUTPUT_SVD = "output SVD"
 CONTRASTIVE = "contrastive"
 CONTRASTIVE_REVERSED = "contrastive, reversed"
+CONTRASTIVE_SCALED = "contrastive, scaled"
 CONTRASTIVE_INPUTS = "contrastive, inputs"
 MEAN_INPUTS = "retained mean, inputs"
 TOKEN_COPIED = "token copied"
@@ -41,27 +42,12 @@ UNITS = "hidden units"
 EIGENMODES = "eigenmodes"
 REVERSED = "eigenmodes, reversed"
 RANDOM_DIRECTIONS = "random directions"
+RANDOM_SCALED = "random directions, scaled"
 BEST_RANDOM = "best random directions"
 RANDOM_UNITS = "random units"
 SOLVER = "solver"
 PROBED_SHARE = 0.2  # of the pairs, on which probes are measured; they are fitted on the others
 PROBED = (CONTRASTIVE, UNITS, EIGENMODES, SOLVER)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Accuracies at the smallest edit that forgets, or at the last one where none does."""
-
-    forget: float
-    retain: float
-    retain_trained: float
-    size: float
-    """Modes, directions or units; of the solver, the rank of the edit."""
-    where: str = ""
-
-    @property
-    def forgets(self) -> bool:
-        return self.forget <= LARGEST
 
 
 @dataclass(frozen=True)
@@ -95,6 +81,9 @@ class Record:
     overlap: float
     """Cosine of both operations' second moments where the contrastive modes were taken out."""
     outcomes: dict[str, Outcome]
+    scaled_held_out: Outcome
+    """Of the scaled contrastive modes: directions and strength from one half of the pairs, measured
+    on the other."""
     matched: Matched
     solver_fitted: Outcome
     """Of the solver, on the pairs that it was fitted on; `outcomes` has the others."""
@@ -128,7 +117,11 @@ def measure(trained: TrainedModel, forget: int, *, draws: int = DRAWS) -> Record
     drawn = [random_directions(evidence, place, generator) for _ in range(draws)]
     random = [first_that_forgets(problem, projections(place, each))[1] for each in drawn]
     outcomes[RANDOM_DIRECTIONS] = _mean(random)
-    outcomes[BEST_RANDOM] = max(random, key=_merit)
+    outcomes[BEST_RANDOM] = max(random, key=merit)
+    outcomes[RANDOM_SCALED] = _mean(
+        max((outcome for _, outcome in scaled_cuts(problem, place, each)), key=merit)
+        for each in drawn
+    )
     n_units = sum(each[0].shape[1] for each in evidence.hidden)
     outcomes[RANDOM_UNITS] = _mean(
         first_that_forgets(
@@ -137,6 +130,7 @@ def measure(trained: TrainedModel, forget: int, *, draws: int = DRAWS) -> Record
         for _ in range(draws)
     )
     held_out = torch.stack([held_out_examples(trained.task.p**2, 0.5, s) for s in (0, 1)])
+    chosen, fitted_scaled = scaled_contrast(within(problem, ~held_out))
     solved = fit_weights(problem, ~held_out)
     on_fitted, on_others = (
         Outcome(**asdict(problem.accuracies(solved.edit, part)), size=solved.rank)
@@ -156,32 +150,23 @@ def measure(trained: TrainedModel, forget: int, *, draws: int = DRAWS) -> Record
         test=trained.test,
         overlap=overlap,
         outcomes=outcomes,
+        scaled_held_out=replace(fitted_scaled, **asdict(problem.accuracies(chosen, held_out))),
         matched=_matched(problem, contrastive, place, drawn),
         solver_fitted=on_fitted,
         probes=dict(_probes(problem, probed, held_out_examples(trained.task.p**2, PROBED_SHARE))),
     )
 
 
-def first_that_forgets(problem: Problem, edits: Iterable[Edit]) -> tuple[Edit, Outcome]:
-    """The first edit whose forget accuracy is at most `LARGEST`, or the last one."""
-    edit, outcome = NOTHING, Outcome(1.0, 1.0, 1.0, 0)
-    for edit in edits:
-        outcome = Outcome(**asdict(problem.accuracies(edit)), size=edit.size)
-        if outcome.forgets:
-            break
-    return edit, outcome
-
-
 def _ways(evidence: Evidence) -> Iterator[tuple[str, tuple[Edit, Outcome]]]:
     problem = evidence.problem
-    tokens = problem.model.config.form == "token"
-    kinds = ("gradients", "activations") if tokens else ("gradients",)
-    yield OUTPUT_SVD, _best(evidence, evidence.outputs, ("svd",))
-    yield CONTRASTIVE, _best(evidence, evidence.outputs, kinds)
-    yield CONTRASTIVE_REVERSED, _best(evidence, evidence.outputs, kinds, strength=2.0)
+    tokens, kinds = problem.model.config.form == "token", moment_kinds(problem)
+    yield OUTPUT_SVD, _best(evidence, evidence.outputs, ("svd",), _taken_out())
+    yield CONTRASTIVE, _best(evidence, evidence.outputs, kinds, _taken_out())
+    yield CONTRASTIVE_REVERSED, _best(evidence, evidence.outputs, kinds, _taken_out(2.0))
+    yield CONTRASTIVE_SCALED, _best(evidence, evidence.outputs, kinds, scaled_cuts)
     if tokens:
         inputs = [Place(each.layer, "inputs") for each in evidence.outputs]
-        yield CONTRASTIVE_INPUTS, _best(evidence, inputs, kinds)
+        yield CONTRASTIVE_INPUTS, _best(evidence, inputs, kinds, _taken_out())
         yield MEAN_INPUTS, first_that_forgets(problem, [mean_inputs(problem)])
         copied = Edit(1, tokens={problem.forget: problem.retain})
         yield TOKEN_COPIED, first_that_forgets(problem, [copied])
@@ -191,22 +176,39 @@ def _ways(evidence: Evidence) -> Iterator[tuple[str, tuple[Edit, Outcome]]]:
         yield REVERSED, first_that_forgets(problem, eigenmode_cuts(evidence, flip=True))
 
 
+def moment_kinds(problem: Problem) -> tuple[str, ...]:
+    """What contrastive directions are looked for in."""
+    tokens = problem.model.config.form == "token"
+    return ("gradients", "activations") if tokens else ("gradients",)
+
+
+Tried = Callable[[Problem, Place, ContrastiveDirections], Iterable[tuple[Edit, Outcome]]]
+
+
+def _taken_out(strength: float = 1.0) -> Tried:
+    def tried(problem: Problem, place: Place, directions: ContrastiveDirections):
+        return [first_that_forgets(problem, projections(place, directions, strength))]
+
+    return tried
+
+
 def _best(
-    evidence: Evidence, places: Iterable[Place], kinds: Iterable[str], strength: float = 1.0
+    evidence: Evidence, places: Iterable[Place], kinds: Iterable[str], tried: Tried
 ) -> tuple[Edit, Outcome]:
     """Of all places, kinds of moments and shrinkages the one that forgets and retains most."""
     found = []
     for place, kind, shrinkage in product(places, kinds, SHRINKAGES):
         directions = contrasts(evidence, place, kind, shrinkage)
-        edits = projections(place, directions, strength)
-        edit, outcome = first_that_forgets(evidence.problem, edits)
-        found.append((edit, replace(outcome, where=f"{place}, {kind}, {shrinkage:g}")))
-    return max(found, key=lambda each: _merit(each[1]))
+        where = f"{place}, {kind}, {shrinkage:g}"
+        for edit, outcome in tried(evidence.problem, place, directions):
+            found.append((edit, replace(outcome, where=where)))
+    return max(found, key=lambda each: merit(each[1]))
 
 
-def _merit(outcome: Outcome) -> tuple[bool, float, float]:
-    """Forgets at all; retains, where `KEPT` is enough; takes little out."""
-    return outcome.forgets, min(outcome.retain, KEPT), -outcome.size
+def scaled_contrast(problem: Problem) -> tuple[Edit, Outcome]:
+    """The best scaled contrastive edit by the pairs that this problem knows."""
+    evidence = Evidence.of(problem)
+    return _best(evidence, evidence.outputs, moment_kinds(problem), scaled_cuts)
 
 
 def _place_of(evidence: Evidence, way: tuple[Edit, Outcome]) -> tuple[Place, float]:
@@ -266,6 +268,7 @@ def _mean(outcomes: Iterable[Outcome]) -> Outcome:
 def _read(stored: dict) -> Record:
     made = dict(stored)
     made["outcomes"] = {name: Outcome(**each) for name, each in stored["outcomes"].items()}
+    made["scaled_held_out"] = Outcome(**stored["scaled_held_out"])
     made["solver_fitted"] = Outcome(**stored["solver_fitted"])
     made["matched"] = Matched(**stored["matched"])
     made["probes"] = {name: Found(**each) for name, each in stored["probes"].items()}
