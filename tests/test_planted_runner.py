@@ -214,6 +214,11 @@ def test_claims_are_judged_by_the_worst_fold():
     assert [claim.met for claim in one] == [True] * 5
     gold = [cell("gold", f, scores(0.1, 0.1, 1.0, 0.09, nll=3.5)) for f in folds]
     repaired = [cell("fit_edit + repair", f, scores(0.0, 0.0, 1.0, 0.01)) for f in folds]
+    judged = fold_claims(rows_of("tiny", worse + cheap + repaired))
+    assert [claim.met for claim in judged[-2:]] == [False, False]
+    assert judged[-1].measured == "0.0100; npo 0.0010" and judged[-1].sentence.endswith("repaired")
+    judged = fold_claims(rows_of("tiny", worse + npo + repaired))
+    assert [claim.met for claim in judged[-2:]] == [True, True]
     seen_and_gold = fold_claims(rows_of("tiny", gold + good))[1]
     assert seen_and_gold.measured == "0.040, 0.040, 0.040; gold 0.100, 0.100, 0.100"
     harder = harder_claims(rows_of("tiny", gold + repaired))

@@ -136,8 +136,9 @@ def repair_(
     The loss is KL(anchor || model) per token of a batch of texts, plus `retained` times the KL at
     the retained answers, plus `pin` times the squared logits, per forgotten answer, by which these
     miss their levels (either way) and any other demand is missed. The learning rate rises over the
-    first eighth of the steps and falls as a cosine. The model stays as it was where the KL has not fallen, or more of the forgotten answers
-    are known and more than `LEAK` of them, or fewer of the retained ones.
+    first eighth of the steps and falls as a cosine. The model stays as it was where the KL has not
+    fallen, or more of the forgotten answers are known and more than `LEAK` of them, or fewer of the
+    retained ones.
 
     Cost: per step one forward and backward pass of a batch of texts and of 64 prompts.
 
