@@ -172,12 +172,10 @@ class Problem:
         """What is known of both operations, among all known pairs or some of them."""
         right = self.run(edit).logits.argmax(-1) == self.task.targets
         chosen = self.known if among is None else self.known & among
-
-        def share(operation: int, part: Tensor) -> float:
-            return float(right[operation][part[operation]].double().mean())
-
-        return Accuracies(
-            forget=share(self.forget, chosen),
-            retain=share(self.retain, chosen),
-            retain_trained=share(self.retain, chosen & self.task.trained),
+        parts = (
+            (self.forget, chosen),
+            (self.retain, chosen),
+            (self.retain, chosen & self.task.trained),
         )
+        shares = (float(right[op][part[op]].double().mean()) for op, part in parts)
+        return Accuracies(*shares)

@@ -6,7 +6,7 @@ in between lies the least strength that forgets.
 
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from jaxtyping import Bool
 from torch import Tensor
@@ -30,24 +30,39 @@ def scaled_cuts(
     """
     forgot = False
     for k in range(1, directions.k + 1):
-        some = {place.layer: directions.truncate(k)}
-        tried: dict[float, Outcome] = {}
+        doses = _Doses(problem, place.layer, directions.truncate(k))
+        whole, most = STRENGTHS[0], STRENGTHS[-1]
+        if doses.outcome(most).forgets:
+            forgot = True
+            least = STRENGTHS[bisect_left(STRENGTHS, True, key=doses.forgets)]
+            yield doses.edit(least), doses.outcome(least)
+            if least == whole:
+                return
+        elif k == directions.k and not forgot:
+            yield doses.edit(most), doses.outcome(most)
 
-        def at(strength: float, some=some, tried=tried) -> Outcome:
-            if strength not in tried:
-                scores = problem.accuracies(Edit(outputs=some, strength=strength))
-                tried[strength] = Outcome(**asdict(scores), size=some[place.layer].k)
-            return tried[strength]
 
-        if not at(STRENGTHS[-1]).forgets:
-            if k == directions.k and not forgot:
-                yield Edit(k, outputs=some, strength=STRENGTHS[-1]), at(STRENGTHS[-1])
-            continue
-        forgot = True
-        least = STRENGTHS[bisect_left(STRENGTHS, True, key=lambda each: at(each).forgets)]
-        yield Edit(k, outputs=some, strength=least), at(least)
-        if least == STRENGTHS[0]:
-            return
+@dataclass(frozen=True, eq=False)
+class _Doses:
+    """Some directions of a layer's output, taken out by one factor or another."""
+
+    problem: Problem
+    layer: int
+    directions: ContrastiveDirections
+    tried: dict[float, Outcome] = field(default_factory=dict)
+
+    def edit(self, strength: float) -> Edit:
+        outputs = {self.layer: self.directions}
+        return Edit(self.directions.k, outputs=outputs, strength=strength)
+
+    def outcome(self, strength: float) -> Outcome:
+        if strength not in self.tried:
+            scores = self.problem.accuracies(self.edit(strength))
+            self.tried[strength] = Outcome(**asdict(scores), size=self.directions.k)
+        return self.tried[strength]
+
+    def forgets(self, strength: float) -> bool:
+        return self.outcome(strength).forgets
 
 
 def within(problem: Problem, part: Bool[Tensor, "operation pair"]) -> Problem:
