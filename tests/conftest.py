@@ -24,7 +24,7 @@ MAJOR = version("transformer-lens").split(".")[0]
 # each part of the package is checked in one environment and runs as users have it in the other.
 # Hosts differ, and are checked in both.
 PARTS = {path.stem for path in (Path(__file__).parents[1] / "tl_bilinear").glob("[!_]*")}
-IN_3 = {"circuits", "conversion", "recipes", "sweeps"}
+IN_3 = {"circuits", "conversion", "sweeps"}
 CHECKED = IN_3 | {"hosts"} if MAJOR == "3" else PARTS - IN_3
 install_import_hook(
     sorted(f"tl_bilinear.{part}" for part in CHECKED),

@@ -26,7 +26,7 @@ from tl_bilinear.toys.mlp import MLP
 from tl_bilinear.toys.modular_model import Form
 from tl_bilinear.unlearning import held_out_examples
 
-pytestmark = pytest.mark.one_major(3)
+pytestmark = pytest.mark.one_major(4)
 
 HEADS, TOKEN = "mod-p/add-mul-heads-bilinear", "mod-p/add-mul-token-bilinear"
 

@@ -18,7 +18,7 @@ from tl_bilinear.recipes.modular_stack import ModularStack, train_stack
 from tl_bilinear.toys import ModularModel
 from tl_bilinear.views import interval_figure
 
-pytestmark = pytest.mark.one_major(3)
+pytestmark = pytest.mark.one_major(4)
 
 
 def small_recipe(form, activation, seed, steps=6):

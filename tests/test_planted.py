@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytestmark = pytest.mark.one_major(3)
+pytestmark = pytest.mark.one_major(4)
 ZOO = Path(__file__).parents[1] / "tl_bilinear" / "zoo"
 MODELS = ("stories-5l", "stories-2l", "stories-5l-swiglu")
 

@@ -10,7 +10,7 @@ from gated import assert_is_bilinear, tiny_llama
 
 from tl_bilinear.checkpoints.bundled import beginning
 
-pytestmark = pytest.mark.one_major(3)
+pytestmark = pytest.mark.one_major(4)
 REPO = Path(__file__).parents[1]
 ZOO = REPO / "tl_bilinear" / "zoo"
 

@@ -21,7 +21,7 @@ from tl_bilinear.toys import (
 from tl_bilinear.toys.stored import TOYS, read_safetensors
 from tl_bilinear.training import TrainingConfig
 
-pytestmark = pytest.mark.one_major(3)
+pytestmark = pytest.mark.one_major(4)
 
 
 @pytest.fixture
