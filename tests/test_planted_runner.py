@@ -219,6 +219,9 @@ def test_claims_are_judged_by_the_worst_fold():
     assert judged[-1].measured == "0.0100; npo 0.0010" and judged[-1].sentence.endswith("repaired")
     judged = fold_claims(rows_of("tiny", worse + npo + repaired))
     assert [claim.met for claim in judged[-2:]] == [True, True]
+    leaky = [cell("fit_edit + repair", f, scores(0.0, 0.06, 1.0, 0.01)) for f in folds]
+    unseen = fold_claims(rows_of("tiny", good + leaky))[1:3]
+    assert [claim.met for claim in unseen] == [True, False]
     seen_and_gold = fold_claims(rows_of("tiny", gold + good))[1]
     assert seen_and_gold.measured == "0.040, 0.040, 0.040; gold 0.100, 0.100, 0.100"
     harder = harder_claims(rows_of("tiny", gold + repaired))
