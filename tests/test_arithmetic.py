@@ -185,9 +185,10 @@ def test_an_edit_chosen_on_half_of_the_pairs_holds_on_the_others(problems, name,
     half = torch.stack([held_out_examples(31**2, 0.5, seed) for seed in (0, 1)])
     mine = within(problem, half)
     assert (mine.known == problem.known & half).all()
-    rows = Evidence.of(mine).activations[Place(0, "outputs")]
+    evidence = Evidence.of(mine)
+    rows = evidence.activations[Place(0, "outputs")]
     assert [len(each) for each in rows] == mine.known.sum(1).tolist()
-    edit, there = scaled_contrast(mine)
+    edit, there = scaled_contrast(evidence)
     assert there.forgets and there.retain >= 0.98
     scores = problem.accuracies(edit, ~half)
     assert scores.forget < 0.25 and scores.retain > 0.95

@@ -160,8 +160,9 @@ def repair_(
         order = torch.Generator().manual_seed(seed)
         optimiser = torch.optim.Adam(parameters, lr=learning_rate)
         for step in range(steps):
+            rate = learning_rate * _schedule(step, steps)
             for group in optimiser.param_groups:
-                group["lr"] = learning_rate * _schedule(step, steps)
+                group["lr"] = rate
             at = int(torch.randint(len(anchor.batches), (), generator=order))
             rows = torch.randperm(anchor.demands.rows.n_rows, generator=order)[:ROWS].sort().values
             with torch.enable_grad():

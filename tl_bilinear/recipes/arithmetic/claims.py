@@ -1,6 +1,7 @@
 """What was to be shown on entangled arithmetic, judged by the records alone."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from statistics import fmean
 
 from tl_bilinear.recipes.arithmetic.results import NAMES, Results, cell, retained
 from tl_bilinear.recipes.arithmetic.study import (
@@ -62,7 +63,7 @@ def _few_modes(results: Results, form: str) -> Iterator[str]:
             f"least 0.99 by at most 5 modes: {_verdict(good)}** ({sum(good)} of {len(good)} models "
             f"and directions; {sum(trained)} where training pairs alone are counted, {sum(small)} "
             f"with at most 8 modes). Retained {cell(retained(records, way))}, "
-            f"{_mean(each.size for each in outcomes):.1f} modes on average, "
+            f"{fmean(each.size for each in outcomes):.1f} modes on average, "
             f"{max(each.size for each in outcomes):.0f} at most."
         )
     yield _held_out(records, form)
@@ -74,24 +75,24 @@ def _held_out(records: Sequence[Record], form: str) -> str:
     outcomes = [each.scaled_held_out for each in records]
     return (
         f"- **The same, {CONTRASTIVE_SCALED}, {NAMES[form]}, with all of it chosen on one half of "
-        f"the pairs**: on the other half forget {_mean(each.forget for each in outcomes):.3f}, "
-        f"retained {_mean(each.retain for each in outcomes):.3f} (at least "
+        f"the pairs**: on the other half forget {fmean(each.forget for each in outcomes):.3f}, "
+        f"retained {fmean(each.retain for each in outcomes):.3f} (at least "
         f"{min(each.retain for each in outcomes):.3f}) by "
-        f"{_mean(each.size for each in outcomes):.1f} modes on average."
+        f"{fmean(each.size for each in outcomes):.1f} modes on average."
     )
 
 
 def _control(records: Sequence[Record], form: str) -> str:
     controls, scaled = (retained(records, way) for way in (RANDOM_DIRECTIONS, RANDOM_SCALED))
     best = [each.outcomes[BEST_RANDOM].retain for each in records]
-    met = max(_mean(controls), _mean(scaled)) <= 0.3
+    met = max(fmean(controls), fmean(scaled)) <= 0.3
     return (
         f"- **The control, random directions of the same whitened space: retained at most 0.3: "
         f"{'met' if met else 'not met'}** ({NAMES[form]}: {cell(controls)} where they forget at "
         f"last, the best of the draws at most {max(best):.2f}; {cell(scaled)} scaled as well). As "
         "many random directions as the contrastive edit has, scaled to change as much, leave "
-        f"forget accuracy at {_mean(each.matched.forget for each in records):.2f} and retained at "
-        f"{_mean(each.matched.retain for each in records):.2f}."
+        f"forget accuracy at {fmean(each.matched.forget for each in records):.2f} and retained at "
+        f"{fmean(each.matched.retain for each in records):.2f}."
     )
 
 
@@ -195,11 +196,6 @@ def _bilinear(results: Results, operations: Sequence[str], form: str) -> tuple[R
 
 def _probe(records: Sequence[Record], name: str) -> str:
     return f"{sum(each.probes[name].accuracy for each in records) / len(records):.2f}"
-
-
-def _mean(values: Iterable[float]) -> float:
-    every = list(values)
-    return sum(every) / len(every)
 
 
 def _verdict(good: Sequence[bool]) -> str:

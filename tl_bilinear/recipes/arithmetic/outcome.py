@@ -25,11 +25,16 @@ class Outcome:
         return self.forget <= LARGEST
 
 
+def outcome_of(problem: Problem, edit: Edit) -> Outcome:
+    """What an edit comes to, by all known pairs."""
+    return Outcome(**asdict(problem.accuracies(edit)), size=edit.size)
+
+
 def first_that_forgets(problem: Problem, edits: Iterable[Edit]) -> tuple[Edit, Outcome]:
     """The first edit whose forget accuracy is at most `LARGEST`, or the last one."""
     edit, outcome = NOTHING, Outcome(1.0, 1.0, 1.0, 0)
     for edit in edits:
-        outcome = Outcome(**asdict(problem.accuracies(edit)), size=edit.size)
+        outcome = outcome_of(problem, edit)
         if outcome.forgets:
             break
     return edit, outcome

@@ -6,14 +6,14 @@ in between lies the least strength that forgets.
 
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 from jaxtyping import Bool
 from torch import Tensor
 
 from tl_bilinear.recipes.arithmetic.cuts import Place
 from tl_bilinear.recipes.arithmetic.edit import Edit, Problem
-from tl_bilinear.recipes.arithmetic.outcome import Outcome
+from tl_bilinear.recipes.arithmetic.outcome import Outcome, outcome_of
 from tl_bilinear.unlearning import ContrastiveDirections
 
 STRENGTHS = tuple(1 + tenth / 10 for tenth in range(11))  # 1 removes, 2 reverses
@@ -57,8 +57,7 @@ class _Doses:
 
     def outcome(self, strength: float) -> Outcome:
         if strength not in self.tried:
-            scores = self.problem.accuracies(self.edit(strength))
-            self.tried[strength] = Outcome(**asdict(scores), size=self.directions.k)
+            self.tried[strength] = outcome_of(self.problem, self.edit(strength))
         return self.tried[strength]
 
     def forgets(self, strength: float) -> bool:

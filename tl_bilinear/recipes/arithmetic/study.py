@@ -130,7 +130,7 @@ def measure(trained: TrainedModel, forget: int, *, draws: int = DRAWS) -> Record
         for _ in range(draws)
     )
     held_out = torch.stack([held_out_examples(trained.task.p**2, 0.5, s) for s in (0, 1)])
-    chosen, fitted_scaled = scaled_contrast(within(problem, ~held_out))
+    chosen, fitted_scaled = scaled_contrast(Evidence.of(within(problem, ~held_out)))
     solved = fit_weights(problem, ~held_out)
     on_fitted, on_others = (
         Outcome(**asdict(problem.accuracies(solved.edit, part)), size=solved.rank)
@@ -159,11 +159,11 @@ def measure(trained: TrainedModel, forget: int, *, draws: int = DRAWS) -> Record
 
 def _ways(evidence: Evidence) -> Iterator[tuple[str, tuple[Edit, Outcome]]]:
     problem = evidence.problem
-    tokens, kinds = problem.model.config.form == "token", moment_kinds(problem)
+    tokens, kinds = problem.model.config.form == "token", _moment_kinds(problem)
     yield OUTPUT_SVD, _best(evidence, evidence.outputs, ("svd",), _taken_out())
     yield CONTRASTIVE, _best(evidence, evidence.outputs, kinds, _taken_out())
     yield CONTRASTIVE_REVERSED, _best(evidence, evidence.outputs, kinds, _taken_out(2.0))
-    yield CONTRASTIVE_SCALED, _best(evidence, evidence.outputs, kinds, scaled_cuts)
+    yield CONTRASTIVE_SCALED, scaled_contrast(evidence)
     if tokens:
         inputs = [Place(each.layer, "inputs") for each in evidence.outputs]
         yield CONTRASTIVE_INPUTS, _best(evidence, inputs, kinds, _taken_out())
@@ -176,7 +176,7 @@ def _ways(evidence: Evidence) -> Iterator[tuple[str, tuple[Edit, Outcome]]]:
         yield REVERSED, first_that_forgets(problem, eigenmode_cuts(evidence, flip=True))
 
 
-def moment_kinds(problem: Problem) -> tuple[str, ...]:
+def _moment_kinds(problem: Problem) -> tuple[str, ...]:
     """What contrastive directions are looked for in."""
     tokens = problem.model.config.form == "token"
     return ("gradients", "activations") if tokens else ("gradients",)
@@ -205,10 +205,9 @@ def _best(
     return max(found, key=lambda each: merit(each[1]))
 
 
-def scaled_contrast(problem: Problem) -> tuple[Edit, Outcome]:
-    """The best scaled contrastive edit by the pairs that this problem knows."""
-    evidence = Evidence.of(problem)
-    return _best(evidence, evidence.outputs, moment_kinds(problem), scaled_cuts)
+def scaled_contrast(evidence: Evidence) -> tuple[Edit, Outcome]:
+    """The best scaled contrastive edit by the pairs that the evidence is of."""
+    return _best(evidence, evidence.outputs, _moment_kinds(evidence.problem), scaled_cuts)
 
 
 def _place_of(evidence: Evidence, way: tuple[Edit, Outcome]) -> tuple[Place, float]:

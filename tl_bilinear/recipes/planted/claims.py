@@ -34,9 +34,9 @@ def fold_claims(rows: Mapping[str, Row]) -> list[Claim]:
     Args:
         rows: by method.
     """
-    row = rows.get(METHOD)
-    if row is None or row.failed:
+    if not _stands(rows, METHOD):
         return []
+    row = rows[METHOD]
     return [
         _at_most(
             "forget accuracy at most .05, seen wordings", row, summary.forget_accuracy, FORGOTTEN
@@ -52,9 +52,9 @@ def fold_claims(rows: Mapping[str, Row]) -> list[Claim]:
 
 def name_claims(rows: Mapping[str, Row]) -> list[Claim]:
     """One name."""
-    row = rows.get(METHOD)
-    if row is None or row.failed:
+    if not _stands(rows, METHOD):
         return []
+    row = rows[METHOD]
     return [
         Claim("at most 64 modes", f"{row.most_terms}", row.most_terms <= 64),
         _at_most("forget accuracy 0", row, summary.forget_accuracy, 0.0),
@@ -66,9 +66,9 @@ def name_claims(rows: Mapping[str, Row]) -> list[Claim]:
 
 def harder_claims(rows: Mapping[str, Row]) -> list[Claim]:
     """After repair, against gold; the worst fold decides."""
-    row, gold = rows.get(REPAIRED), rows.get("gold")
-    if row is None or gold is None or row.failed or gold.failed:
+    if not (_stands(rows, REPAIRED) and _stands(rows, "gold")):
         return []
+    row, gold = rows[REPAIRED], rows["gold"]
     pairs = _pairs(row, gold, summary.forget_nll)
     nll = Claim(
         "forget NLL within 20 % of gold",
@@ -101,14 +101,16 @@ def harder_claims(rows: Mapping[str, Row]) -> list[Claim]:
 
 def _unseen(rows: Mapping[str, Row], method: str) -> Claim:
     """Beside gold's: whoever guesses is right now and then, and may not meet this either."""
-    sentence = "forget accuracy at most .05, unseen wordings"
-    if method == REPAIRED:
-        sentence += ", repaired"
+    sentence = _of(method, "forget accuracy at most .05, unseen wordings")
     claim = _at_most(sentence, rows[method], summary.forget_unseen, FORGOTTEN)
     if "gold" not in rows:
         return claim
     guessed = _shown(rows["gold"].values(summary.forget_unseen))
     return replace(claim, measured=f"{claim.measured}; gold {guessed}")
+
+
+def _of(method: str, sentence: str) -> str:
+    return f"{sentence}, repaired" if method == REPAIRED else sentence
 
 
 def _stands(rows: Mapping[str, Row], name: str) -> bool:
@@ -121,9 +123,7 @@ def _no_worse(rows: Mapping[str, Row], method: str) -> Claim:
     def cost(row: Row) -> float:
         return 1 - row.mean(summary.retain_accuracy) + row.mean(summary.story_kl)
 
-    sentence = "no worse than any baseline at equal forgetting (1 - retained + KL)"
-    if method == REPAIRED:
-        sentence += ", repaired"
+    sentence = _of(method, "no worse than any baseline at equal forgetting (1 - retained + KL)")
     able = [
         rows[name]
         for name in BASELINES
