@@ -18,9 +18,14 @@ from tl_bilinear.recipes.arithmetic.cuts import (
 )
 from tl_bilinear.recipes.arithmetic.edit import Edit, Modes, Problem, margin_gradients, margins, run
 from tl_bilinear.recipes.arithmetic.outcome import first_that_forgets
-from tl_bilinear.recipes.arithmetic.scaled import STRENGTHS, scaled_cuts, within
+from tl_bilinear.recipes.arithmetic.scaled import (
+    STRENGTHS,
+    scaled_cuts,
+    scaled_singly,
+    within,
+)
 from tl_bilinear.recipes.arithmetic.solver import fit_weights
-from tl_bilinear.recipes.arithmetic.study import scaled_contrast
+from tl_bilinear.recipes.arithmetic.study import FEW, scaled_contrasts
 from tl_bilinear.toys import Activation, ModularConfig, ModularModel, ModularTask, load_modular
 from tl_bilinear.toys.mlp import MLP
 from tl_bilinear.toys.modular_model import Form
@@ -180,6 +185,32 @@ def test_what_never_forgets_is_scaled_to_the_end(problems):
 
 
 @pytest.mark.parametrize("name", [HEADS, TOKEN])
+def test_single_factors_are_no_worse_than_one_for_all(problems, name):
+    problem, evidence = problems[name]
+    place = Place(0, "outputs")
+    directions = contrasts(evidence, place, "gradients" if name == HEADS else "activations")
+    gains = []
+    for start, common in scaled_cuts(problem, place, directions.truncate(5)):
+        edit, single = scaled_singly(problem, start)
+        assert single.forgets and single.retain >= common.retain and edit.size == start.size
+        gains.append(single.retain - common.retain)
+        # Factors are in the writers: what is taken out, component by component.
+        factors = edit.outputs[0].writers.norm(dim=1) / start.outputs[0].writers.norm(dim=1)
+        assert (factors >= 0).all() and edit.strength == 1
+        y = torch.randn(3, 32).double()
+        amplitudes = start.outputs[0].amplitudes(y)
+        expected = y - (amplitudes * factors) @ start.outputs[0].writers
+        torch.testing.assert_close(edit.outputs[0].removed(y), expected)
+        scores = problem.accuracies(edit)
+        assert (scores.forget, scores.retain) == (single.forget, single.retain)
+    assert name == HEADS or max(gains) > 0  # the other retains all with one factor
+    # As few random ones do not forget, whatever their factors.
+    drawn = random_directions(evidence, place, torch.Generator().manual_seed(0)).truncate(5)
+    _, outcome = scaled_singly(problem, Edit(5, outputs={0: drawn}))
+    assert not outcome.forgets
+
+
+@pytest.mark.parametrize("name", [HEADS, TOKEN])
 def test_an_edit_chosen_on_half_of_the_pairs_holds_on_the_others(problems, name, unchecked):
     problem, _ = problems[name]
     half = torch.stack([held_out_examples(31**2, 0.5, seed) for seed in (0, 1)])
@@ -188,10 +219,11 @@ def test_an_edit_chosen_on_half_of_the_pairs_holds_on_the_others(problems, name,
     evidence = Evidence.of(mine)
     rows = evidence.activations[Place(0, "outputs")]
     assert [len(each) for each in rows] == mine.known.sum(1).tolist()
-    edit, there = scaled_contrast(evidence)
-    assert there.forgets and there.retain >= 0.98
-    scores = problem.accuracies(edit, ~half)
-    assert scores.forget < 0.25 and scores.retain > 0.95
+    for edit, there in scaled_contrasts(evidence).values():
+        assert there.forgets and there.retain >= 0.98
+        scores = problem.accuracies(edit, ~half)
+        assert scores.forget < 0.25 and scores.retain > 0.95
+    assert edit.size <= FEW
 
 
 def test_units_and_eigenmodes_forget_and_random_units_do_not(problems):

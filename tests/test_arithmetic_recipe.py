@@ -78,10 +78,10 @@ def test_the_experiment_resumes_and_writes_its_page(tmp_path: Path, monkeypatch,
     more = Kind(("add", "mul"), "heads", "relu", "memorising")
     settings: dict[str, Any] = dict(seeds=(0,), p=5, steps=40)
     results = unlearning_arithmetic.build(tmp_path, table, **settings)
-    again = unlearning_arithmetic.build(tmp_path, [*table, more], train=False, **settings)
-    assert again.records == results.records and again.missing == (more,)
+    resumed = unlearning_arithmetic.build(tmp_path, [*table, more], train=False, **settings)
+    assert resumed.records == results.records and resumed.missing == (more,)
     output = tmp_path / "page.md"
-    unlearning_arithmetic.write(again, output)
+    unlearning_arithmetic.write(resumed, output)
     page = output.read_text(encoding="utf-8")
     assert page.count("\n| bilinear | add |") == 2 and page.count("\n| tanh | sub |") == 1
     assert "without 1 kinds" in page and "matched" not in page.split("## Claims")[0]
@@ -93,7 +93,11 @@ def test_the_experiment_resumes_and_writes_its_page(tmp_path: Path, monkeypatch,
     record = next(tmp_path.glob("study-*heads*-0-add.json"))
     record.write_text(record.read_text().replace('"model": "', '"model": "0'), encoding="utf-8")
     model = trained(table[0], tmp_path, (0,), p=5, steps=40)[0]
-    assert study.studied(model, 0, tmp_path) == results.records[table[0]][0]
+    first = results.records[table[0]][0]
+    again = study.studied(model, 0, tmp_path)
+    assert replace(again, seconds=0.0) == replace(first, seconds=0.0)
+    assert again.seconds > 0 and results.measuring_seconds > first.seconds > 0
+    assert results.training_seconds > 0 and "minutes by the clock" in " ".join(page.split())
     assert '"model": "0' not in record.read_text(encoding="utf-8")
 
 

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -59,9 +60,11 @@ def test_cells_are_computed_once(tiny, tmp_path, monkeypatch):
     candidates = every.candidates(tiny.open(tiny.planted))
     assert [vars(each)["k"] for each in candidates] == [1, 3, 8, 16]
     plan = Plan(every.name, every.method, (("k", 3),))
-    before = cells.unedited_cell(tiny, tmp_path)
+    began = time.monotonic()
     gold = cells.gold_cell(tiny, tmp_path)
+    before = cells.unedited_cell(tiny, tmp_path)
     cell = cells.run_cell(tiny, plan, tmp_path)
+    assert 0 < gold.took + before.took + cell.took <= time.monotonic() - began
     assert before.scores is not None and gold.scores is not None and gold.concept is not None
     assert before.scores.forget is not None and gold.scores.forget is not None
     assert before.scores.text is not None
@@ -240,7 +243,7 @@ def test_the_page_has_every_method_its_failures_and_its_claims(tmp_path):
         *(cell("none", f, scores(1.0, 1.0, 1.0, 0.0), (0, 0), 0.0) for f in folds),
         *(cell("fit_edit", f, scores(0.0, 0.01 * k, 1.0, 0.01)) for k, f in enumerate(folds)),
         *(cell("units", f, None, (), 0.0, "no such basis here") for f in folds),
-        cell("fit_edit", "one-name", scores(0.0, 0.5, 1.0, 0.01)),
+        dataclasses.replace(cell("fit_edit", "one-name", scores(0.0, 0.5, 1.0, 0.01)), took=120.0),
     ]
     page = tmp_path / "page.md"
     recall = Recall("tiny", "names-0", 1.0, 0.97, 0.5, 1.5, 1.6)
@@ -251,6 +254,7 @@ def test_the_page_has_every_method_its_failures_and_its_claims(tmp_path):
     assert "units failed: no such basis here" in written and "a command" in written
     assert "| tiny, 90 facts | 1.000 | 0.970 | 0.500 | 1.500 | 1.600 |" in written
     assert "**Not run yet:** stories-5l, stories-2l, stories-5l-swiglu, color, wug." in written
+    assert "planting took 1 minutes and the tables 2, one process" in written
     assert "One name of 30" in written and "**not met**" in written
     for kind in ("methods", "relearning"):
         picture = tmp_path / f"page_tiny_{kind}.svg"

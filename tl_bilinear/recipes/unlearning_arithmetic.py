@@ -40,16 +40,17 @@ def build(
         train: train what is not there; else it is named as missing.
         p, steps: another modulus or length of training, for trying it out.
     """
-    records, missing = {}, []
+    records, missing, seconds = {}, [], 0.0
     for kind in tqdm(table, unit="kind"):
         if not train and not is_trained(kind, work_dir, seeds, p=p, steps=steps):
             missing.append(kind)
             continue
         models = trained(kind, work_dir, seeds, p=p, steps=steps)
+        seconds += sum(each.seconds for each in models)
         records[kind] = tuple(
             studied(model, forget, work_dir) for model in models for forget in (0, 1)
         )
-    return Results(records, tuple(missing))
+    return Results(records, tuple(missing), seconds)
 
 
 def write(results: Results, output: Path) -> None:

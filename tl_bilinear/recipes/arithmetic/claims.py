@@ -10,11 +10,13 @@ from tl_bilinear.recipes.arithmetic.study import (
     CONTRASTIVE_INPUTS,
     CONTRASTIVE_REVERSED,
     CONTRASTIVE_SCALED,
+    CONTRASTIVE_SINGLY,
     EIGENMODES,
     MEAN_INPUTS,
     OUTPUT_SVD,
     RANDOM_DIRECTIONS,
     RANDOM_SCALED,
+    RANDOM_SINGLY,
     REVERSED,
     SOLVER,
     TOKEN_COPIED,
@@ -30,6 +32,7 @@ TRAINING_FREE = (
     CONTRASTIVE,
     CONTRASTIVE_REVERSED,
     CONTRASTIVE_SCALED,
+    CONTRASTIVE_SINGLY,
     CONTRASTIVE_INPUTS,
     MEAN_INPUTS,
     UNITS,
@@ -53,7 +56,7 @@ def _few_modes(results: Results, form: str) -> Iterator[str]:
     records = _bilinear(results, ADD_MUL, form)
     if not records:
         return
-    for way in (CONTRASTIVE, CONTRASTIVE_REVERSED, CONTRASTIVE_SCALED):
+    for way in (CONTRASTIVE, CONTRASTIVE_REVERSED, CONTRASTIVE_SCALED, CONTRASTIVE_SINGLY):
         outcomes = [each.outcomes[way] for each in records]
         good = [each.forgets and each.retain >= 0.99 and each.size <= 5 for each in outcomes]
         trained = [e.forgets and e.retain_trained >= 0.99 and e.size <= 5 for e in outcomes]
@@ -66,15 +69,16 @@ def _few_modes(results: Results, form: str) -> Iterator[str]:
             f"{fmean(each.size for each in outcomes):.1f} modes on average, "
             f"{max(each.size for each in outcomes):.0f} at most."
         )
-    yield _held_out(records, form)
+    for way in (CONTRASTIVE_SCALED, CONTRASTIVE_SINGLY):
+        yield _held_out(records, form, way)
     yield _control(records, form)
 
 
-def _held_out(records: Sequence[Record], form: str) -> str:
-    """Whether the choice of layer, moments, shrinkage and strength was luck."""
-    outcomes = [each.scaled_held_out for each in records]
+def _held_out(records: Sequence[Record], form: str, way: str) -> str:
+    """Whether the choice of layer, moments, shrinkage and factors was luck."""
+    outcomes = [each.held_out[way] for each in records]
     return (
-        f"- **The same, {CONTRASTIVE_SCALED}, {NAMES[form]}, with all of it chosen on one half of "
+        f"- **The same, {way}, {NAMES[form]}, with all of it chosen on one half of "
         f"the pairs**: on the other half forget {fmean(each.forget for each in outcomes):.3f}, "
         f"retained {fmean(each.retain for each in outcomes):.3f} (at least "
         f"{min(each.retain for each in outcomes):.3f}) by "
@@ -83,14 +87,20 @@ def _held_out(records: Sequence[Record], form: str) -> str:
 
 
 def _control(records: Sequence[Record], form: str) -> str:
-    controls, scaled = (retained(records, way) for way in (RANDOM_DIRECTIONS, RANDOM_SCALED))
+    whole, scaled, singly = (
+        retained(records, way) for way in (RANDOM_DIRECTIONS, RANDOM_SCALED, RANDOM_SINGLY)
+    )
     best = [each.outcomes[BEST_RANDOM].retain for each in records]
-    met = max(fmean(controls), fmean(scaled)) <= 0.3
+    few = [each.outcomes[RANDOM_SINGLY] for each in records]
+    met = max(map(fmean, (whole, scaled, singly))) <= 0.3
     return (
         f"- **The control, random directions of the same whitened space: retained at most 0.3: "
-        f"{'met' if met else 'not met'}** ({NAMES[form]}: {cell(controls)} where they forget at "
-        f"last, the best of the draws at most {max(best):.2f}; {cell(scaled)} scaled as well). As "
-        "many random directions as the contrastive edit has, scaled to change as much, leave "
+        f"{'met' if met else 'not met'}** ({NAMES[form]}: {cell(whole)} where they forget at "
+        f"last, the best of the draws at most {max(best):.2f}; {cell(scaled)} scaled as well; as "
+        "few as the contrastive edit has, scaled singly as well, leave forget accuracy at "
+        f"{fmean(each.forget for each in few):.2f} and retained at "
+        f"{fmean(each.retain for each in few):.2f}). As many random directions as the unscaled "
+        "contrastive edit has, scaled to change as much, leave "
         f"forget accuracy at {fmean(each.matched.forget for each in records):.2f} and retained at "
         f"{fmean(each.matched.retain for each in records):.2f}."
     )

@@ -103,6 +103,8 @@ class TrainedModel:
     task: ModularTask
     train: dict[str, float]
     test: dict[str, float]
+    seconds: float
+    """Of training, by the clock: its share of the stack's."""
 
 
 def kinds(
@@ -163,7 +165,8 @@ def _folder(kind: Kind, recipe: ModularRecipe, work_dir: Path) -> Path:
 def _read(kind: Kind, seed: int, folder: Path) -> TrainedModel:
     model, task = load_modular(folder)
     measured = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["measured"]
-    return TrainedModel(kind, seed, model, task, measured["train"], measured["test"])
+    accuracies = measured["train"], measured["test"]
+    return TrainedModel(kind, seed, model, task, *accuracies, measured["seconds"])
 
 
 def _main(

@@ -20,13 +20,16 @@ from tl_bilinear.recipes.arithmetic.study import (
     CONTRASTIVE_INPUTS,
     CONTRASTIVE_REVERSED,
     CONTRASTIVE_SCALED,
+    CONTRASTIVE_SINGLY,
     DRAWS,
     EIGENMODES,
+    FEW,
     MEAN_INPUTS,
     OUTPUT_SVD,
     PROBED,
     RANDOM_DIRECTIONS,
     RANDOM_SCALED,
+    RANDOM_SINGLY,
     RANDOM_UNITS,
     REVERSED,
     SOLVER,
@@ -41,6 +44,7 @@ WAYS = (
     CONTRASTIVE,
     CONTRASTIVE_REVERSED,
     CONTRASTIVE_SCALED,
+    CONTRASTIVE_SINGLY,
     CONTRASTIVE_INPUTS,
     MEAN_INPUTS,
     TOKEN_COPIED,
@@ -50,6 +54,7 @@ WAYS = (
     SOLVER,
     RANDOM_DIRECTIONS,
     RANDOM_SCALED,
+    RANDOM_SINGLY,
     RANDOM_UNITS,
 )
 COMMAND = "python -m tl_bilinear.recipes.unlearning_arithmetic --work-dir .cache/unlearning"
@@ -95,7 +100,8 @@ on the others (guessing gives 0.03), on what the unembedding reads ("output") an
 layer's hidden units ("hidden"), under the forgotten operation's task; in brackets the mean of two
 shuffled-label controls. Generalising versions; degree 2 reads all products of two features.""",
         "\n".join(_probe_rows(results)),
-        f"{machine()}.",
+        f"Training took {results.training_seconds / 60:.0f} minutes by the clock and measuring "
+        f"{results.measuring_seconds / 60:.0f}, one process with one thread. {machine()}.",
     ]
     filled = [part if part.startswith(("|", "#", "!", "- ")) else fill(part, 100) for part in parts]
     return "\n\n".join(filled) + "\n"
@@ -132,9 +138,11 @@ No way but the solver fits anything. *{OUTPUT_SVD}*: principal directions of the
 gradients in a layer's whitened output. *{CONTRASTIVE}*: the generalised eigenproblem of forget and
 retain second moments of a layer's output (of margin gradients, or with a task token of activations
 as well), whitened; *{CONTRASTIVE_REVERSED}* takes each out twice, and *{CONTRASTIVE_SCALED}*
-all of them by one factor between 1 and 2, the least that forgets. *{CONTRASTIVE_INPUTS}*: the same
-in what a layer's MLP reads. Layer, moments, shrinkage and factor of these are those that retain
-most, and of those that retain {KEPT:.2f} those that take out least, on the pairs that are measured.
+all of them by one factor between 1 and 2, the least that forgets; *{CONTRASTIVE_SINGLY}* at most
+{FEW} of them, each by a factor of its own, found by moving one factor at a time from the best edits
+with one for all. *{CONTRASTIVE_INPUTS}*: the same in what a layer's MLP reads. Layer, moments,
+shrinkage and factors of these are those that retain most, and of those that retain {KEPT:.2f} those
+that take out least, on the pairs that are measured.
 *{MEAN_INPUTS}*: one direction per layer, along the difference of both operations' mean inputs, is
 set to its mean under the retained one (an oblique projection), as if the other task's token were
 there. *{TOKEN_COPIED}* puts that token there, and shows what the measure does not ask: nothing but
@@ -142,7 +150,8 @@ the question is forgotten. *{UNITS}* and *{EIGENMODES}* (bilinear models): by th
 squared contributions to the margins. *{SOLVER}*: retain-constrained Gauss-Newton on the
 down-projections, fitted on half of the pairs; the cell holds retained accuracy / forget accuracy on
 the other half, and the rank. *{RANDOM_DIRECTIONS}* (of the same whitened space), *{RANDOM_SCALED}*
-(each draw's factor and number those that retain most) and *{RANDOM_UNITS}*: the mean of {DRAWS}
+(each draw's factor and number those that retain most), *{RANDOM_SINGLY}* (as many as the
+contrastive edit has) and *{RANDOM_UNITS}*: the mean of {DRAWS}
 draws per model."""
 
 

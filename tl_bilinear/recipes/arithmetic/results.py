@@ -17,6 +17,13 @@ class Results:
     records: dict[Kind, tuple[Record, ...]]
     missing: tuple[Kind, ...]
     """Kinds that are not trained yet."""
+    training_seconds: float = 0.0
+    """By the clock, for all models together, one after another."""
+
+    @property
+    def measuring_seconds(self) -> float:
+        """The same for all records."""
+        return sum(each.seconds for records in self.records.values() for each in records)
 
     def of(self, kind: Kind, forget: str) -> tuple[Record, ...]:
         """One direction of forgetting."""

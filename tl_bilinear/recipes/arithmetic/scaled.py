@@ -1,13 +1,14 @@
-"""How much of some directions to take out: one factor for all, between removed and reversed.
+"""How much of some directions to take out: one factor for all, or one for each.
 
 What is taken out once may leave a little of an operation, and taken out twice harms the other one:
 in between lies the least strength that forgets.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -16,7 +17,9 @@ from tl_bilinear.recipes.arithmetic.edit import Edit, Problem
 from tl_bilinear.recipes.arithmetic.outcome import Outcome, outcome_of
 from tl_bilinear.unlearning import ContrastiveDirections
 
-STRENGTHS = tuple(1 + tenth / 10 for tenth in range(11))  # 1 removes, 2 reverses
+STRENGTHS = tuple(1 + step / 20 for step in range(21))  # 1 removes, 2 reverses
+MOVES = (0.2, 0.1, 0.05)  # of one direction's factor, the large ones first
+ROUNDS = 6  # over all directions, with each of the moves
 
 
 def scaled_cuts(
@@ -40,6 +43,42 @@ def scaled_cuts(
                 return
         elif k == directions.k and not forgot:
             yield doses.edit(most), doses.outcome(most)
+
+
+def scaled_singly(problem: Problem, start: Edit) -> tuple[Edit, Outcome]:
+    """A factor of its own for every direction of an edit, from the edit's one factor for all.
+
+    Coordinate search: one factor at a time goes up or down where that retains more and still
+    forgets, or, as long as nothing forgets, where it forgets more. Never worse than the start.
+    """
+    ((layer, directions),) = start.outputs.items()
+
+    def edit(factors: Sequence[float]) -> Edit:
+        scale = torch.tensor(factors).to(directions.writers)[:, None]
+        scaled = replace(directions, writers=directions.writers * scale)
+        return Edit(directions.k, outputs={layer: scaled})
+
+    best = [start.strength] * directions.k
+    outcome = outcome_of(problem, edit(best))
+    for move in MOVES:
+        for _ in range(ROUNDS):
+            before = best
+            for place in range(directions.k):
+                for sign in (1, -1):
+                    tried = list(best)
+                    tried[place] += sign * move
+                    found = outcome_of(problem, edit(tried))
+                    if tried[place] >= 0 and _gain(found) > _gain(outcome):
+                        best, outcome = tried, found
+                        break
+            if best == before:
+                break
+    return edit(best), outcome
+
+
+def _gain(outcome: Outcome) -> tuple[bool, float, float]:
+    """What a factor is moved for: all that is retained counts, unlike in `merit`."""
+    return outcome.forgets, outcome.retain if outcome.forgets else 0.0, -outcome.forget
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,7 @@
 """Everything that is measured on one model, in one direction of forgetting; kept as JSON."""
 
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -24,17 +25,18 @@ from tl_bilinear.recipes.arithmetic.cuts import (
 from tl_bilinear.recipes.arithmetic.edit import NOTHING, Edit, Problem
 from tl_bilinear.recipes.arithmetic.models import TrainedModel
 from tl_bilinear.recipes.arithmetic.outcome import Outcome, first_that_forgets, merit
-from tl_bilinear.recipes.arithmetic.scaled import scaled_cuts, within
+from tl_bilinear.recipes.arithmetic.scaled import scaled_cuts, scaled_singly, within
 from tl_bilinear.recipes.arithmetic.solver import fit_weights
 from tl_bilinear.unlearning import ContrastiveDirections, held_out_examples, ridge_probe
 
 DRAWS = 20
-EDITION = 4  # of what is measured: a record of another one is measured anew
+EDITION = 6  # of what is measured: a record of another one is measured anew
 
 OUTPUT_SVD = "output SVD"
 CONTRASTIVE = "contrastive"
 CONTRASTIVE_REVERSED = "contrastive, reversed"
 CONTRASTIVE_SCALED = "contrastive, scaled"
+CONTRASTIVE_SINGLY = "contrastive, scaled singly"
 CONTRASTIVE_INPUTS = "contrastive, inputs"
 MEAN_INPUTS = "retained mean, inputs"
 TOKEN_COPIED = "token copied"
@@ -43,9 +45,12 @@ EIGENMODES = "eigenmodes"
 REVERSED = "eigenmodes, reversed"
 RANDOM_DIRECTIONS = "random directions"
 RANDOM_SCALED = "random directions, scaled"
+RANDOM_SINGLY = "random directions, scaled singly"
 BEST_RANDOM = "best random directions"
 RANDOM_UNITS = "random units"
 SOLVER = "solver"
+FEW = 5  # directions that are scaled singly, at most
+N_STARTS = 3  # of the best edits with one factor, from which single factors are looked for
 PROBED_SHARE = 0.2  # of the pairs, on which probes are measured; they are fitted on the others
 PROBED = (CONTRASTIVE, UNITS, EIGENMODES, SOLVER)
 
@@ -81,14 +86,16 @@ class Record:
     overlap: float
     """Cosine of both operations' second moments where the contrastive modes were taken out."""
     outcomes: dict[str, Outcome]
-    scaled_held_out: Outcome
-    """Of the scaled contrastive modes: directions and strength from one half of the pairs, measured
+    held_out: dict[str, Outcome]
+    """Of both scaled contrastive edits: directions and factors from one half of the pairs, measured
     on the other."""
     matched: Matched
     solver_fitted: Outcome
     """Of the solver, on the pairs that it was fitted on; `outcomes` has the others."""
     probes: dict[str, Found]
     """By "edit / place / degree"."""
+    seconds: float = 0.0
+    """By the clock, for all of this."""
 
 
 def studied(trained: TrainedModel, forget: int, work_dir: Path) -> Record:
@@ -100,7 +107,9 @@ def studied(trained: TrainedModel, forget: int, work_dir: Path) -> Record:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored.pop("identity") == identity:
             return _read(stored)
+    began = time.monotonic()
     record = measure(trained, forget, draws=DRAWS)
+    record = replace(record, seconds=time.monotonic() - began)
     content = json.dumps({"identity": identity} | asdict(record), indent=1)
     replace_file(path, content.encode())
     return record
@@ -123,6 +132,11 @@ def measure(trained: TrainedModel, forget: int, *, draws: int = DRAWS) -> Record
         for each in drawn
     )
     n_units = sum(each[0].shape[1] for each in evidence.hidden)
+    few = round(outcomes[CONTRASTIVE_SINGLY].size)
+    outcomes[RANDOM_SINGLY] = _mean(
+        scaled_singly(problem, Edit(few, outputs={place.layer: each.truncate(few)}))[1]
+        for each in drawn
+    )
     outcomes[RANDOM_UNITS] = _mean(
         first_that_forgets(
             problem, unit_cuts(evidence, torch.randperm(n_units, generator=generator))
@@ -130,7 +144,7 @@ def measure(trained: TrainedModel, forget: int, *, draws: int = DRAWS) -> Record
         for _ in range(draws)
     )
     held_out = torch.stack([held_out_examples(trained.task.p**2, 0.5, s) for s in (0, 1)])
-    chosen, fitted_scaled = scaled_contrast(Evidence.of(within(problem, ~held_out)))
+    chosen = scaled_contrasts(Evidence.of(within(problem, ~held_out)))
     solved = fit_weights(problem, ~held_out)
     on_fitted, on_others = (
         Outcome(**asdict(problem.accuracies(solved.edit, part)), size=solved.rank)
@@ -150,7 +164,10 @@ def measure(trained: TrainedModel, forget: int, *, draws: int = DRAWS) -> Record
         test=trained.test,
         overlap=overlap,
         outcomes=outcomes,
-        scaled_held_out=replace(fitted_scaled, **asdict(problem.accuracies(chosen, held_out))),
+        held_out={
+            name: replace(outcome, **asdict(problem.accuracies(edit, held_out)))
+            for name, (edit, outcome) in chosen.items()
+        },
         matched=_matched(problem, contrastive, place, drawn),
         solver_fitted=on_fitted,
         probes=dict(_probes(problem, probed, held_out_examples(trained.task.p**2, PROBED_SHARE))),
@@ -163,7 +180,7 @@ def _ways(evidence: Evidence) -> Iterator[tuple[str, tuple[Edit, Outcome]]]:
     yield OUTPUT_SVD, _best(evidence, evidence.outputs, ("svd",), _taken_out())
     yield CONTRASTIVE, _best(evidence, evidence.outputs, kinds, _taken_out())
     yield CONTRASTIVE_REVERSED, _best(evidence, evidence.outputs, kinds, _taken_out(2.0))
-    yield CONTRASTIVE_SCALED, scaled_contrast(evidence)
+    yield from scaled_contrasts(evidence).items()
     if tokens:
         inputs = [Place(each.layer, "inputs") for each in evidence.outputs]
         yield CONTRASTIVE_INPUTS, _best(evidence, inputs, kinds, _taken_out())
@@ -196,18 +213,42 @@ def _best(
     evidence: Evidence, places: Iterable[Place], kinds: Iterable[str], tried: Tried
 ) -> tuple[Edit, Outcome]:
     """Of all places, kinds of moments and shrinkages the one that forgets and retains most."""
-    found = []
+    return max(_each(evidence, places, kinds, tried), key=lambda each: merit(each[1]))
+
+
+def _each(
+    evidence: Evidence, places: Iterable[Place], kinds: Iterable[str], tried: Tried
+) -> Iterator[tuple[Edit, Outcome]]:
     for place, kind, shrinkage in product(places, kinds, SHRINKAGES):
         directions = contrasts(evidence, place, kind, shrinkage)
         where = f"{place}, {kind}, {shrinkage:g}"
         for edit, outcome in tried(evidence.problem, place, directions):
-            found.append((edit, replace(outcome, where=where)))
-    return max(found, key=lambda each: merit(each[1]))
+            yield edit, replace(outcome, where=where)
 
 
-def scaled_contrast(evidence: Evidence) -> tuple[Edit, Outcome]:
-    """The best scaled contrastive edit by the pairs that the evidence is of."""
-    return _best(evidence, evidence.outputs, _moment_kinds(evidence.problem), scaled_cuts)
+def scaled_contrasts(evidence: Evidence) -> dict[str, tuple[Edit, Outcome]]:
+    """By name the best contrastive edits, scaled by one factor and, of at most `FEW` directions, by
+    a factor for each: by the pairs that the evidence is of."""
+    kinds = _moment_kinds(evidence.problem)
+    found = list(_each(evidence, evidence.outputs, kinds, scaled_cuts))
+    found.sort(key=lambda each: merit(each[1]), reverse=True)
+    starts = [each for each in found if each[0].size <= FEW] or found
+    singly = [
+        (edit, replace(outcome, where=first.where))
+        for start, first in starts[:N_STARTS]
+        for edit, outcome in [scaled_singly(evidence.problem, _few(start))]
+    ]
+    return {
+        CONTRASTIVE_SCALED: found[0],
+        CONTRASTIVE_SINGLY: max(singly, key=lambda each: merit(each[1])),
+    }
+
+
+def _few(edit: Edit) -> Edit:
+    """The first `FEW` of an edit's directions."""
+    ((layer, directions),) = edit.outputs.items()
+    k = min(edit.size, FEW)
+    return replace(edit, size=k, outputs={layer: directions.truncate(k)})
 
 
 def _place_of(evidence: Evidence, way: tuple[Edit, Outcome]) -> tuple[Place, float]:
@@ -267,7 +308,7 @@ def _mean(outcomes: Iterable[Outcome]) -> Outcome:
 def _read(stored: dict) -> Record:
     made = dict(stored)
     made["outcomes"] = {name: Outcome(**each) for name, each in stored["outcomes"].items()}
-    made["scaled_held_out"] = Outcome(**stored["scaled_held_out"])
+    made["held_out"] = {name: Outcome(**each) for name, each in stored["held_out"].items()}
     made["solver_fitted"] = Outcome(**stored["solver_fitted"])
     made["matched"] = Matched(**stored["matched"])
     made["probes"] = {name: Found(**each) for name, each in stored["probes"].items()}

@@ -7,7 +7,7 @@ import copy
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,8 @@ class Cell:
     error: str
     said: str
     """What the method said of the edit."""
+    took: float = 0.0
+    """Seconds by the clock: trials, edit and measurements."""
 
 
 def run_cell(
@@ -249,7 +251,9 @@ def _kept(path: Path, compute: Callable[[], Cell]) -> Cell:
             return from_plain(Cell, json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:
             raise ValueError(f"{path} cannot be read ({error}): delete it to start again") from None
+    began = time.monotonic()
     cell = compute()
+    cell = replace(cell, took=time.monotonic() - began)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, (json.dumps(to_plain(cell), indent=1, allow_nan=False) + "\n").encode())
     return cell

@@ -49,6 +49,11 @@ class Experiment:
         """What a result is kept for: the planted runs' names hold all that made them."""
         return (self.model, self.scope, self.planted.parent.name, self.gold.parent.name)
 
+    @property
+    def runs(self) -> tuple[Path, Path]:
+        """The folders of both trainings."""
+        return self.planted.parent, self.gold.parent
+
     def open(self, folder: Path) -> Any:
         """The planted or the gold model; a gated one with its own activation."""
         return load(str(folder), frozen_gates=True)

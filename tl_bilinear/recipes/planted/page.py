@@ -40,7 +40,7 @@ def page(
     command: str,
     text: str,
     figures: Mapping[str, Sequence[str]],
-    seconds: float,
+    planting_seconds: float,
 ) -> str:
     """Markdown; one section per model.
 
@@ -48,14 +48,14 @@ def page(
         recalls: of every planted model.
         text: what the stories are.
         figures: of each model, pictures beside the page.
-        seconds: of all that this run computed.
+        planting_seconds: by the clock, for all planted and gold models, one after another.
     """
     lines = [
         "# Unlearning planted facts and a planted concept",
         "",
         f"    {command}",
         "",
-        _introduction(text, seconds),
+        _introduction(text, planting_seconds, sum(cell.took for cell in cells)),
         "",
         *_absent(cells),
     ]
@@ -67,7 +67,7 @@ def page(
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _introduction(text: str, seconds: float) -> str:
+def _introduction(text: str, planting: float, cells: float) -> str:
     return (
         f"Fine-tuned on {text}, mixed with what is planted. F: to be forgotten, R: to be kept; "
         "accuracy is the share of (question, wording) whose whole answer is the argmax. unseen: "
@@ -80,8 +80,8 @@ def _introduction(text: str, seconds: float) -> str:
         "is forgotten. Methods were tuned on the first fold, 4 trials each at most, and fit_edit "
         "not at all: it has the package's defaults. CPU s: seconds of one thread for the slowest "
         "edit, without trials. ± is Student's 95 % over three folds. Methods that stand in the "
-        "first table alone were run there alone. This run computed for "
-        f"{seconds / 60:.0f} minutes; what earlier ones had done was read."
+        "first table alone were run there alone. By the clock planting took "
+        f"{planting / 60:.0f} minutes and the tables {cells / 60:.0f}, one process with one thread."
     )
 
 
