@@ -74,7 +74,7 @@ def test_bad_input_is_one_line(run: Any, unchecked: None, tmp_path: Path):
         "is not an empty folder": (*ASK, "--write", full),
         "give both": (*ASK, "--ledger", tmp_path / "ledger"),
         "lies in the model's folder": (*ASK, "--write", full / "a", "--ledger", full / "a" / "b"),
-        "`how` must be": (*ASK, "--write", tmp_path / "new", "--how", "delete"),
+        "--how must be": (*ASK, "--write", tmp_path / "new", "--how", "delete"),
     }
     for words, arguments in cases.items():
         done = run(*arguments)

@@ -102,9 +102,9 @@ def damaged(path: Path) -> dict[str, bytes]:
     save_file({"directions": torch.zeros(2)}, short, {"tl_bilinear": json.dumps(notes)})
     return {
         "cannot be read": whole[:-9],
-        "is no file of modes": other.read_bytes(),
+        "holds no tl_bilinear modes": other.read_bytes(),
         "has version 2": newer.read_bytes(),
-        "holds no modes": short.read_bytes(),
+        "is damaged": short.read_bytes(),
     }
 
 

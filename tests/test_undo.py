@@ -104,5 +104,5 @@ def test_a_ledger_of_another_model_or_a_damaged_one_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="cannot be read"):
         tlb.Ledger.load(path)
     modes = tlb.save_modes(tmp_path / "modes", near_modes(other), other)
-    with pytest.raises(CheckpointError, match="is no undo ledger"):
+    with pytest.raises(CheckpointError, match="holds no tl_bilinear undo ledger"):
         tlb.Ledger.load(modes)

@@ -7,6 +7,9 @@ Several modes of one layer, with directions U (rows), are taken out together (DE
 so that u_c . y loses exactly its own modes even where directions are nearly parallel. For
 one direction this is y -= (1 - scale) u lambda (v.x)^2 / |u|^2. With scale "mean" a mode's
 (v.x)^2 is replaced by its mean over texts instead.
+
+A direction is what it is whatever its length and sign: parallel and opposite ones, and those that
+rounding alone tells apart, count as one, whose modes add up. A mode given twice is taken out once.
 """
 
 import math
@@ -22,6 +25,10 @@ from tl_bilinear.decompositions import Mode
 from tl_bilinear.hosts import AbstractHost
 from tl_bilinear.hosts.corpus import hook_batches
 from tl_bilinear.hosts.gates import activation_name
+
+NEAR = 5e-3
+"""Radians within which two directions, or two eigenvectors, are one. Rounding to bfloat16 turns
+them by 2e-3; taken for two, they would be told apart by one over that."""
 
 Scale = float | Literal["mean"]
 Texts = Iterable[str | Int[Tensor, "..."]]
@@ -79,15 +86,52 @@ def layer_edits(
 
 def _layer_edit(modes: Sequence[Mode], scale: float) -> LayerEdit:
     directions = torch.stack([mode.direction.double() for mode in modes])
-    unique, index = torch.unique(directions, dim=0, return_inverse=True)
+    vectors = torch.stack([mode.eigenvector.double() for mode in modes])
+    lengths = directions.norm(dim=1)
+    units, group, signs = _grouped(directions / lengths[:, None])
+    values = torch.tensor([mode.eigenvalue for mode in modes], dtype=torch.float64).to(lengths)
+    values = values * signs / lengths  # along the group's direction of length one
+    kept = _once(group, values * vectors.square().sum(1), vectors)
     # Row c of pinv(U)^T moves u_c . y by one and every other u . y by nothing.
-    unit = torch.linalg.pinv(unique).mT
-    eigenvalues = torch.tensor([mode.eigenvalue for mode in modes], dtype=torch.float64)
+    dual = torch.linalg.pinv(units).mT
     return LayerEdit(
-        eigenvectors=torch.stack([mode.eigenvector.double() for mode in modes]),
-        coefficients=(1 - scale) * eigenvalues[:, None].to(unit) * unit[index],
-        means=unit.new_zeros(len(modes)),
+        eigenvectors=vectors[kept],
+        coefficients=(1 - scale) * values[kept, None] * dual[group[kept]],
+        means=dual.new_zeros(len(kept)),
     )
+
+
+def _grouped(
+    rows: Float[Tensor, "mode d"],
+) -> tuple[Float[Tensor, "group d"], Int[Tensor, " mode"], Float[Tensor, " mode"]]:
+    """Rows of length one that stand apart; to which of them each row belongs, with which sign."""
+    first: list[int] = []
+    group, signs = [], []
+    for place, row in enumerate(rows):
+        cosines = rows[first] @ row
+        near = (cosines.abs() >= math.cos(NEAR)).nonzero()[:, 0]
+        index = int(near[0]) if len(near) else len(first)
+        if not len(near):
+            first.append(place)
+        group.append(index)
+        signs.append(1.0 if not len(near) or cosines[index] > 0 else -1.0)
+    return rows[first], torch.tensor(group), torch.tensor(signs).to(rows)
+
+
+def _once(
+    group: Int[Tensor, " mode"], values: Float[Tensor, " mode"], vectors: Float[Tensor, "mode d"]
+) -> Int[Tensor, " kept"]:
+    """The modes without those that were given before, in another length or sign perhaps."""
+    units = vectors / vectors.norm(dim=1, keepdim=True)
+    kept: list[int] = []
+    for place in range(len(group)):
+        same = (group[kept] == group[place]) & (
+            (units[kept] @ units[place]).abs().cpu() >= math.cos(NEAR)
+        )
+        apart = (values[kept] - values[place]).abs() > 0.01 * values[place].abs()
+        if not bool((same & ~apart.cpu()).any()):
+            kept.append(place)
+    return torch.tensor(kept)
 
 
 def _with_means(
@@ -126,8 +170,15 @@ def require_mode(host: AbstractHost, mode: Mode) -> None:
             "token modes of its own; taken out elsewhere, lambda (v.x)^2 is no part of the model. "
             "Convert the model first (tl_bilinear.bilinearize)"
         )
-    if not mode.direction.abs().max() > 0:
-        raise ValueError(f"{mode!r} has a direction of length zero: nothing can be taken out of it")
+    for name in ("direction", "eigenvector"):
+        vector = getattr(mode, name)
+        if not vector.isfinite().all() or not vector.any():
+            raise ValueError(
+                f"{mode!r} has a {name} of length zero, or one with numbers that are not finite: "
+                "nothing can be taken out of it"
+            )
+    if not math.isfinite(mode.eigenvalue):
+        raise ValueError(f"{mode!r} has the eigenvalue {mode.eigenvalue}: it must be finite")
 
 
 def require_layer(host: AbstractHost, layer: int, what: str) -> None:
@@ -144,7 +195,17 @@ def _require_scale(scale: Scale, texts: Texts | None) -> None:
             raise ValueError(f'`scale` must be a number or "mean", got {scale!r}')
         if texts is None:
             raise ValueError('scale="mean" needs `texts`: the mean is taken over their tokens')
-    elif not math.isfinite(scale):
-        raise ValueError(f"`scale` must be finite, got {scale}")
-    elif texts is not None:
+        return
+    require_number(scale)
+    if texts is not None:
         raise ValueError(f'`texts` are for scale="mean", and the scale is {scale}')
+
+
+def require_number(scale: object) -> None:
+    """Raise ValueError unless a scale is one finite number."""
+    try:
+        finite = math.isfinite(scale)  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"`scale` must be a number, got {scale!r}") from None
+    if not finite:
+        raise ValueError(f"`scale` must be finite, got {scale}")

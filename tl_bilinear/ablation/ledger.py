@@ -4,28 +4,22 @@ It holds the edited layers' MLP weights as they were. Whoever has it can undo an
 own folder never says more than `WeightEdit.kind` (masking or removal) promises.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from tl_bilinear.ablation.sealed_file import read_sealed, write_sealed
 from tl_bilinear.checkpoints.error import CheckpointError, one_line
-from tl_bilinear.checkpoints.json_file import parse_json
 from tl_bilinear.hosts import AbstractHost, get_host
 from tl_bilinear.hosts.provenance import fingerprint
 from tl_bilinear.hosts.resizing import narrowed, set_mlps_
-from tl_bilinear.optimisation.files import replace_file
 from tl_bilinear.quadratic_map import QuadraticMap
 from tl_bilinear.tensor import BilinearTensor
 
 FORMAT = "tl_bilinear undo ledger"
-VERSION = 1
-NOTES = "tl_bilinear"
 PARTS = ("left", "right", "out", "left_bias", "right_bias", "out_bias")
 
 
@@ -48,7 +42,8 @@ class Ledger:
         """Write the ledger to one file, whole or not at all.
 
         Raises:
-            CheckpointError: a place inside a model's folder, or a file that cannot be written.
+            CheckpointError: a place inside a model's folder or of another file, or a file that
+                cannot be written.
         """
         path = Path(path).resolve()
         home = next((at for at in path.parents if (at / "config.json").is_file()), None)
@@ -57,17 +52,14 @@ class Ledger:
                 f"{path} lies in the model folder {home}: with its ledger beside it an edit can be "
                 "undone by whoever gets the folder. Give a place outside of it"
             )
-        notes = {"format": FORMAT, "version": VERSION, "layers": sorted(self.weights)}
+        notes: dict[str, Any] = {"layers": sorted(self.weights)}
         notes |= {name: getattr(self, name) for name in ("how", "before", "after", "d_mlp")}
         tensors = {
-            f"{layer}.{part}": value.detach().cpu().contiguous()
+            f"{layer}.{part}": value
             for layer, weights in self.weights.items()
             for part, value in zip(PARTS, _parts(weights), strict=True)
         }
-        try:
-            replace_file(path, save(tensors, {NOTES: json.dumps(notes)}))
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be written ({one_line(error)})") from None
+        write_sealed(path, FORMAT, notes, tensors)
         return path
 
     @classmethod
@@ -75,27 +67,17 @@ class Ledger:
         """Read a file of `save`.
 
         Raises:
-            CheckpointError: a file that cannot be read, or is no ledger.
+            CheckpointError: a file that cannot be read, was damaged, or is no ledger.
         """
+        notes, tensors = read_sealed(Path(path), FORMAT, "Ledger.save")
         try:
-            with safe_open(path, framework="pt") as file:
-                notes = parse_json((file.metadata() or {}).get(NOTES, "{}"))
-                if not isinstance(notes, dict) or notes.get("format") != FORMAT:
-                    raise CheckpointError(f"{path} is no undo ledger: Ledger.save writes those")
-                if notes.get("version") != VERSION:
-                    raise CheckpointError(
-                        f"{path} has version {notes.get('version')!r} of the ledger's format, and "
-                        f"version {VERSION} is read here: open it with a newer tl_bilinear"
-                    )
-                weights = {
-                    int(layer): _map([file.get_tensor(f"{layer}.{part}") for part in PARTS])
-                    for layer in notes["layers"]
-                }
-                words = {name: str(notes[name]) for name in ("how", "before", "after")}
-                return cls(**words, d_mlp=int(notes["d_mlp"]), weights=weights)
-        except CheckpointError:
-            raise
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            weights = {
+                int(layer): _map([tensors[f"{layer}.{part}"] for part in PARTS])
+                for layer in notes["layers"]
+            }
+            words = {name: str(notes[name]) for name in ("how", "before", "after")}
+            return cls(**words, d_mlp=int(notes["d_mlp"]), weights=weights)
+        except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} cannot be read ({one_line(error)})") from None
 
 
@@ -108,13 +90,22 @@ def undo_(model: Any, ledger: Ledger) -> None:
     Raises:
         ValueError: a model that is not the edited one, by its fingerprint; it stays as it is.
     """
+    if not isinstance(ledger, Ledger):
+        raise ValueError(
+            f"`ledger` must be a Ledger (edit.ledger, or Ledger.load(path)), got "
+            f"{type(ledger).__name__}"
+        )
     host = get_host(model)
     now = fingerprint(host)
     if now != ledger.after:
         raise ValueError(
             f"this ledger undoes an edit ({ledger.how}) of the model that has fingerprint "
             f"{ledger.after} since, and this model has {now}: "
-            + ("it is undone already" if now == ledger.before else "give the edited model")
+            + (
+                "it is undone already"
+                if now == ledger.before
+                else "give the edited model; later edits of it are undone first"
+            )
         )
     restore_(host, ledger.weights, ledger.d_mlp)
 

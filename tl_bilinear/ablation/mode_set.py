@@ -5,25 +5,22 @@ in its metadata. The model's fingerprint goes with the modes, because lambda (v.
 part of that model alone.
 """
 
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
+from tl_bilinear.ablation.sealed_file import read_sealed, write_sealed
 from tl_bilinear.checkpoints.error import CheckpointError, one_line
-from tl_bilinear.checkpoints.json_file import parse_json
 from tl_bilinear.decompositions import Mode
 from tl_bilinear.hosts import AbstractHost, get_host
 from tl_bilinear.hosts.provenance import Provenance, provenance
-from tl_bilinear.optimisation.files import replace_file
 
 FORMAT = "tl_bilinear modes"
-VERSION = 1
-NOTES = "tl_bilinear"
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +43,14 @@ class ModeSet(Sequence[Mode]):
     @overload
     def __getitem__(self, index: int) -> Mode: ...
     @overload
-    def __getitem__(self, index: slice) -> tuple[Mode, ...]: ...
-    def __getitem__(self, index: int | slice) -> Mode | tuple[Mode, ...]:
-        return self.modes[index]
+    def __getitem__(self, index: slice) -> "ModeSet": ...
+    def __getitem__(self, index: int | slice) -> "Mode | ModeSet":
+        """One mode, which nothing checks, or a set of some, of the same model."""
+        return (
+            replace(self, modes=self.modes[index])
+            if isinstance(index, slice)
+            else self.modes[index]
+        )
 
     def __iter__(self) -> Iterator[Mode]:
         return iter(self.modes)
@@ -79,9 +81,19 @@ def chosen_modes(host: AbstractHost, modes: Mode | Sequence[Mode]) -> list[Mode]
 
     if isinstance(modes, ModeSet):
         modes.require_model(host)
-    chosen = [modes] if isinstance(modes, Mode) else list(modes)
+    listed: Any = getattr(modes, "modes", modes)  # of find_modes as well
+    single = isinstance(modes, Mode) or not isinstance(listed, Iterable)
+    chosen: list[Any] = [modes] if single else list(listed)
     if not chosen:
         raise ValueError("`modes` is empty: give at least one mode to ablate")
+    for mode in chosen:
+        if not isinstance(mode, Mode):
+            pair = isinstance(mode, tuple) and mode and isinstance(mode[0], Mode)
+            raise ValueError(
+                "`modes` must be a Mode, several of them, or what load_modes or find_modes gives, "
+                f"got {'a pair of a Mode and a number' if pair else type(mode).__name__}"
+                + (": give [mode for mode, _ in ...]" if pair else "")
+            )
     for mode in chosen:
         require_mode(host, mode)
     return chosen
@@ -93,16 +105,14 @@ def save_modes(
     """Write modes of a model to one file, whole or not at all; numbers come back bit for bit.
 
     Args:
-        path: the file, by custom *.safetensors; one that is there is replaced.
+        path: the file, by custom *.safetensors; modes that are there are replaced.
         model: the model that the modes were taken from.
         found: how they were found, in words.
 
     Raises:
         ValueError: no mode, or modes that this model cannot have.
-        CheckpointError: a file that cannot be written.
+        CheckpointError: a file that cannot be written, or something else at its place.
     """
-    from safetensors.torch import save
-
     host, path = get_host(model), Path(path)
     chosen = chosen_modes(host, modes)
     dtypes = {t.dtype for mode in chosen for t in (mode.direction, mode.eigenvector)}
@@ -112,8 +122,6 @@ def save_modes(
         return torch.stack([getattr(mode, name).detach().cpu().to(dtype) for mode in chosen])
 
     notes = {
-        "format": FORMAT,
-        "version": VERSION,
         "provenance": vars(provenance(host, (), "none")),
         "found": found or getattr(modes, "found", ""),
         "modes": [
@@ -122,12 +130,7 @@ def save_modes(
         ],
     }
     tensors = {name: rows(name[:-1]) for name in ("directions", "eigenvectors")}
-    # One entry: safetensors writes several in an order that changes from run to run.
-    content = save(tensors, {NOTES: json.dumps(notes, allow_nan=False)})
-    try:
-        replace_file(path, content)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written ({one_line(error)})") from None
+    write_sealed(path, FORMAT, notes, tensors)
     return path
 
 
@@ -146,7 +149,10 @@ def load_modes(path: str | Path, model: Any = None) -> ModeSet:
         found = _read(path)
     except CheckpointError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (
+        *(OSError, ValueError, KeyError, TypeError, IndexError, OverflowError),
+        *(RecursionError, NotImplementedError),
+    ) as error:
         raise CheckpointError(
             f"{path} holds no modes that can be read ({one_line(error)}): fetch the file again, or "
             "write it again with save_modes"
@@ -157,28 +163,14 @@ def load_modes(path: str | Path, model: Any = None) -> ModeSet:
 
 
 def _read(path: Path) -> ModeSet:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            notes = parse_json((file.metadata() or {}).get(NOTES, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read ({one_line(error)})") from None
-    if not isinstance(notes, dict) or notes.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is no file of modes: save_modes writes those")
-    if notes.get("version") != VERSION:
-        raise CheckpointError(
-            f"{path} has version {notes.get('version')!r} of the format of modes, and version "
-            f"{VERSION} is read here: open it with a newer tl_bilinear"
-        )
+    notes, tensors = read_sealed(path, FORMAT, "save_modes")
     directions, vectors = tensors["directions"], tensors["eigenvectors"]
     rows = zip(notes["modes"], directions, vectors, strict=True)
     modes = tuple(
-        Mode(int(row["layer"]), u, float(row["eigenvalue"]), v, str(row["label"]))
-        for row, u, v in rows
+        Mode(row["layer"], u, float(row["eigenvalue"]), v, str(row["label"])) for row, u, v in rows
     )
     whole = bool(directions.isfinite().all() and vectors.isfinite().all())
+    whole &= all(math.isfinite(m.eigenvalue) and type(m.layer) is int for m in modes)
     if not modes or not whole or directions.ndim != 2 or vectors.ndim != 2:
         raise CheckpointError(f"{path} holds no modes, or numbers that are not finite")
     written = notes["provenance"]

@@ -9,7 +9,6 @@ it reads along v, in every product: removing v from both legs is not removing th
 P is the orthogonal projection onto the directions of one layer together.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -19,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_bilinear.ablation.hook import rewritten, subtracted
-from tl_bilinear.ablation.layer_edit import require_layer
+from tl_bilinear.ablation.layer_edit import require_layer, require_number
 from tl_bilinear.ablation.wanted import orthonormal
 from tl_bilinear.decompositions import InputMode, OutputMode
 from tl_bilinear.hosts import AbstractHost, get_host
@@ -102,8 +101,7 @@ def layer_bases(
     wrong = [type(mode).__name__ for mode in chosen if not isinstance(mode, kind)]
     if wrong or not chosen:
         raise ValueError(f"one {kind.__name__} at least is needed, got {wrong or 'none'}")
-    if not math.isfinite(scale):
-        raise ValueError(f"`scale` must be finite, got {scale}")
+    require_number(scale)
     layers: dict[int, list[Tensor]] = {}
     for mode in chosen:
         require_layer(host, mode.layer, repr(mode))

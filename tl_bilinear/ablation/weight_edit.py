@@ -13,7 +13,7 @@ from tl_bilinear.ablation.ledger import Ledger, restore_
 from tl_bilinear.ablation.refit import left_over, smallest_distance
 from tl_bilinear.decompositions import InputMode, Mode, OutputMode
 from tl_bilinear.hosts import AbstractHost, get_host
-from tl_bilinear.hosts.corpus import row_batches
+from tl_bilinear.hosts.corpus import as_texts, row_batches
 from tl_bilinear.hosts.prompts import split_prompts, tokenize
 from tl_bilinear.hosts.provenance import Provenance, provenance
 from tl_bilinear.hosts.reading import Reading, read_ends, target_values
@@ -24,6 +24,10 @@ from tl_bilinear.quadratic_map import QuadraticMap
 
 AnyMode = Mode | OutputMode | InputMode
 PROBES = 64
+NOTHING = 1e-12
+"""Of an MLP's output: what an edit changes below it is rounding in float64."""
+INCOMPLETE = 0.1
+"""Share of an edit, along itself, that a refit may leave over and still be called removal."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +99,11 @@ class WeightEdit:
     before: Provenance
     after: Provenance
 
+    @property
+    def left_over(self) -> float:
+        """The largest of any layer: what the edit was to change and did not."""
+        return max(part.left_over for part in self.layers)
+
     def __str__(self) -> str:
         layers = ", ".join(str(part.layer) for part in self.layers)
         error = max(part.error for part in self.layers)
@@ -103,6 +112,8 @@ class WeightEdit:
         distances = [p.smallest_distance for p in self.layers if p.smallest_distance is not None]
         if distances:
             text += f", no neuron nearer than {min(distances):.1e} to an original one"
+        if self.left_over > 0:
+            text += f", {self.left_over:.1e} of it left over"
         if self.target is not None:
             text += (
                 f"; target {self.target.before:+.3f} to {self.target.after:+.3f} "
@@ -126,7 +137,7 @@ def write_(
         ValueError: a prompt without a target or the reverse, or several prompts.
     """
     host = get_host(model)
-    texts = None if texts is None else list(texts)
+    texts = None if texts is None else as_texts(texts)
     if (prompt is None) != (target is None):
         raise ValueError("`prompt` and `target` belong together: give both or neither")
     readouts, tokens = None, []
@@ -158,10 +169,13 @@ def write_(
     except BaseException:
         restore_(host, old, d_mlp)
         raise
+    kind = change.kind
+    if any(layer.left_over > INCOMPLETE for layer in layers):
+        kind = "masking"  # what was to go is still there in part
     ledger = Ledger(change.how, before.fingerprint, now.fingerprint, d_mlp, old)
     widths = (d_mlp, host.d_mlp)
     return WeightEdit(
-        change.how, change.kind, modes, layers, widths, found, kl, count, ledger, before, now
+        change.how, kind, modes, layers, widths, found, kl, count, ledger, before, now
     )
 
 
@@ -179,7 +193,7 @@ def _direct(
     total = 0.0
     for layer, wanted in change.wanted.items():
         x = reading.values[host.mlp_input_site(layer)][0]
-        moved = _folded(host, layer, wanted)(x) - _folded(host, layer, old[layer])(x)
+        moved = _value(host, layer, wanted, x) - _value(host, layer, old[layer], x)
         writing = mlp_writing(host, reading, layer)
         total += float(((writing.direction * moved).sum(-1) / writing.scale[0]).sum())
     return total
@@ -189,18 +203,37 @@ def _layer_change(
     host: AbstractHost, layer: int, change: Change, old: QuadraticMap, x: Tensor
 ) -> LayerChange:
     maps = (old, change.wanted[layer], host.mlp_weights(layer))
-    folded = [_folded(host, layer, weights) for weights in maps]
-    before, exact, now = (weights(x) for weights in folded)
-    removed, error = (exact - before).norm(), (now - exact).norm()
+    before, exact, now = (_value(host, layer, weights, x) for weights in maps)
+    removed, error, size = (float(v.norm()) for v in (exact - before, now - exact, before))
     refitted = change.how == "refit"
+    if removed <= NOTHING * size:
+        removed = 0.0
+    # Where there was nothing to change, an error is one of the output.
+    whole = removed or size or 1.0
+    folded = [_folded(host, layer, weights) for weights in maps]
     return LayerChange(
         layer=layer,
         added_neurons=change.written[layer].tensor.rank - old.tensor.rank,
-        removed=float(removed / before.norm().clamp_min(1e-300)),
-        error=float(error / removed.clamp_min(1e-300)),
-        left_over=left_over(*folded) if refitted else 0.0,
+        removed=removed / max(size, 1e-300),
+        error=error / whole,
+        left_over=left_over(*folded) if refitted and removed else 0.0,
         smallest_distance=smallest_distance(host.mlp_weights(layer), old) if refitted else None,
     )
+
+
+def _value(
+    host: AbstractHost, layer: int, weights: QuadraticMap, x: Float[Tensor, "*batch d_model"]
+) -> Float[Tensor, "*batch d_model"]:
+    """What the MLP writes with these weights, its gate's activation included."""
+    folded = _folded(host, layer, weights)
+    activation = host.gate_activation(layer) if host.is_gated(layer) else None
+    if activation is None:
+        return folded(x)
+    tensor, x = folded.tensor, x.to(torch.float64)
+    gate = activation(x @ tensor.left + folded.left_bias)
+    behind = weights.right_bias.double() if host.adds_bias_behind(layer) else 0.0
+    hidden = gate * (x @ tensor.right + folded.right_bias - behind) + behind
+    return hidden @ tensor.out.mT + folded.out_bias
 
 
 def _folded(host: AbstractHost, layer: int, weights: QuadraticMap) -> QuadraticMap:

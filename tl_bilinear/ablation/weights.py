@@ -22,7 +22,7 @@ from tl_bilinear.ablation.wanted import without_inputs, without_modes, without_o
 from tl_bilinear.ablation.weight_edit import Change, WeightEdit, write_
 from tl_bilinear.decompositions import InputMode, Mode, OutputMode
 from tl_bilinear.hosts import AbstractHost, get_host
-from tl_bilinear.hosts.corpus import hook_batches
+from tl_bilinear.hosts.corpus import as_texts, hook_batches
 from tl_bilinear.hosts.target import Target
 
 How = Literal["neurons", "refit"]
@@ -46,7 +46,8 @@ def ablate_(
 
     Args:
         how: "neurons" adds one neuron per eigenvector, and zero neurons to every other layer, so
-            that all have one width: exact, masking. "refit" keeps the width: removal.
+            that all have one width: exact, masking. "refit" keeps the width: removal, unless a
+            mode was only scaled, or more than `INCOMPLETE` of the edit could not be made.
         scale: as for `ablate`; with "mean", `texts` are what the mean is taken over.
         texts: if given, the change is measured over them (KL), and a refit is near to the edited
             layer on what it reads there.
@@ -59,9 +60,11 @@ def ablate_(
         ValueError: as `ablate`; an eigenvector that reads what a norm's gain of zero hides from the
             MLP; a prompt without a target. The model is then as it was.
     """
-    host, texts = get_host(model), None if texts is None else list(texts)
+    host, texts = get_host(model), None if texts is None else as_texts(texts)
     if how not in get_args(How):
         raise ValueError(f'`how` must be "neurons" or "refit", got {how!r}')
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"`steps` must be a whole number above 0, got {steps!r}")
     chosen = chosen_modes(host, modes)
     edits = layer_edits(host, chosen, scale, texts if scale == "mean" else None)
     wanted = {}
@@ -76,7 +79,8 @@ def ablate_(
         layer: refit(host, layer, weights, *moments[layer], steps)
         for layer, weights in wanted.items()
     }
-    change = Change(how, "removal", wanted, {layer: fit.weights for layer, fit in fits.items()})
+    kind = _kind(0.0 if isinstance(scale, str) else float(scale))
+    change = Change(how, kind, wanted, {layer: fit.weights for layer, fit in fits.items()})
     return write_(model, change, tuple(chosen), texts, prompt, target)
 
 

@@ -66,6 +66,11 @@ def ablate(
     """Scale the modes that make a prediction, or those of a file, and see what changes."""
     with errors_in_one_line(), progress_on_stderr() as progress:
         _check(prompt, target, modes, write, ledger)
+        if how not in ("neurons", "refit"):
+            raise ValueError(f"--how must be neurons or refit, got {how!r}")
+        files = [path.resolve() for path in (modes, save_modes, ledger, text) if path is not None]
+        if len(set(files)) < len(files):
+            raise ValueError("--modes, --save-modes, --ledger and --text must be different files")
         factor = _scale(scale)
         texts = None if text is None else _paragraphs(text)
         progress("importing TransformerLens and loading the model")
@@ -208,6 +213,8 @@ def _summarise(
         table.add_row("neurons per layer", f"{edit.d_mlp[0]} to {edit.d_mlp[1]}")
         error = max(part.error for part in edit.layers)
         table.add_row("largest error, of what is removed", f"{error:.1e}")
+        if edit.left_over > 0:
+            table.add_row("left over, of the edit", f"{edit.left_over:.1e}")
         distances = [p.smallest_distance for p in edit.layers if p.smallest_distance is not None]
         if distances:
             table.add_row("nearest to an original neuron", f"{min(distances):.1e}")

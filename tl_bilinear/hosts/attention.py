@@ -4,6 +4,7 @@ The two hosts differ in orientation, in how grouped heads are stored, and in whe
 softcap stand; that is settled here. What a head reads is `attention_input_site`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,18 @@ def attention_weights(host: AbstractHost, layer: int) -> AttentionWeights:
         out_bias=host.b_O(layer).detach().double(),
         **found,
     )
+
+
+def raw_attention_weights(host: AbstractHost, layer: int) -> Iterator[Tensor]:
+    """The same as they are stored, views in their own dtype, a shared key or value once."""
+    attention = host._block(layer).attn
+    shared = {"Q": host.n_heads, "K": n_key_value_heads(host), "V": n_key_value_heads(host)}
+    for letter, heads in shared.items():
+        weight = getattr(attention, f"W_{letter}")
+        bias = host._optional(lambda letter=letter: getattr(attention, f"b_{letter}"))
+        bias = weight.new_zeros(weight[:, 0].shape) if bias is None else bias
+        yield from (each[:: len(each) // heads] for each in (weight, bias))
+    yield from (host.W_O(layer), host.b_O(layer))
 
 
 def folded_attention_weights(host: AbstractHost, layer: int) -> AttentionWeights:

@@ -13,11 +13,33 @@ from tl_bilinear.hosts import AbstractHost, get_host
 BATCH = 4
 
 
+def as_texts(texts: Any) -> list[str | Int[Tensor, " pos"]]:
+    """Texts as a list; a single string or token row is one text.
+
+    Raises:
+        ValueError: what is neither strings nor rows of token ids.
+    """
+    single = isinstance(texts, str) or (isinstance(texts, Tensor) and texts.ndim < 2)
+    found: list[Any] = [texts] if single or not isinstance(texts, Iterable) else list(texts)
+    for text in found:
+        _require_text(text)
+    return found
+
+
+def _require_text(text: object) -> None:
+    row = isinstance(text, Tensor) and text.ndim == 1 and not text.is_floating_point()
+    if not row and not isinstance(text, str):
+        raise ValueError(
+            "`texts` must be strings, or rows of token ids (integer tensors of one axis), got "
+            f"{type(text).__name__}"
+        )
+
+
 def token_batches(host: AbstractHost, texts: Iterable[str]) -> Iterator[tuple[int, list[Tensor]]]:
     """(index of the batch's first text, token rows), each text cut at the model's context."""
     batch: list[Tensor] = []
     start = 0
-    for index, text in enumerate(texts):
+    for index, text in enumerate([texts] if isinstance(texts, str) else texts):
         batch.append(host.to_tokens(text)[: host.n_ctx])
         if len(batch) == BATCH:
             yield start, batch
@@ -72,7 +94,8 @@ def row_batches(
 ) -> Iterator[list[Tensor]]:
     """Token rows of texts (or of token rows), each cut at the context, a few at a time."""
     batch: list[Tensor] = []
-    for text in texts:
+    for text in [texts] if isinstance(texts, str) else texts:
+        _require_text(text)
         row = host.to_tokens(text) if isinstance(text, str) else text
         batch.append(row[: host.n_ctx])
         if len(batch) == BATCH:

@@ -4,7 +4,7 @@ The model is changed in place, on every host: parameters keep their names, confi
 new width, and what was remembered of the transformers model for saving says it too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ def set_mlps_(host: AbstractHost, maps: Mapping[int, QuadraticMap]) -> None:
     All layers get the width of the widest one, by neurons whose weights are all zero. Parameters
     whose shape stays are written in place; a bias is added only where one is not zero.
 
+    After an error or an interruption the model is as it was, parameter for parameter.
+
     Raises:
         ValueError: a layer that does not exist, or a bias that the MLP has no place for.
     """
@@ -32,10 +34,49 @@ def set_mlps_(host: AbstractHost, maps: Mapping[int, QuadraticMap]) -> None:
         _ = host.mlp_weights(layer)
     every = {layer: host.mlp_weights(layer) for layer in range(host.n_layers)} | dict(maps)
     width = max(weights.tensor.rank for weights in every.values())
-    for layer, weights in every.items():
-        if layer in maps or weights.tensor.rank != width:
-            _put_(host, layer, padded(weights.to(host.device, host.dtype, copy=True), width))
-    _note_width_(host, width)
+    journal = _Journal()
+    try:
+        for layer, weights in every.items():
+            if layer in maps or weights.tensor.rank != width:
+                wide = padded(weights.to(host.device, host.dtype, copy=True), width)
+                _put_(host, layer, wide, journal)
+        _note_width_(host, width, journal)
+    except BaseException:
+        journal.take_back()
+        raise
+
+
+class _Journal:
+    """What each step of a change replaced, noted before it is taken."""
+
+    def __init__(self):
+        self._before: list[Callable[[], object]] = []
+
+    def set(self, owner: Any, name: str, value: Any, setter: Callable = setattr) -> None:
+        """An attribute."""
+        before = getattr(owner, name)
+        self._before.append(lambda: setter(owner, name, before))
+        setter(owner, name, value)
+
+    def copy(self, tensor: Tensor, value: Tensor) -> None:
+        """A tensor's numbers, in place."""
+        before = tensor.detach().clone()
+        self._before.append(lambda: tensor.copy_(before))
+        tensor.copy_(value)
+
+    def weight(self, module: nn.Module, name: str, value: Tensor) -> None:
+        """A parameter: in place where its shape stays."""
+        present = getattr(module, name)
+        if present is not None and present.shape == value.shape:
+            self.copy(present, value)
+            return
+        trains = present is None or present.requires_grad
+        self.set(module, name, nn.Parameter(value.contiguous(), requires_grad=trains))
+
+    def take_back(self) -> None:
+        """All of it, the last step first."""
+        while self._before:
+            self._before.pop()()
 
 
 def padded(weights: QuadraticMap, rank: int) -> QuadraticMap:
@@ -67,7 +108,7 @@ def narrowed(weights: QuadraticMap, rank: int) -> QuadraticMap:
     ).to(tensor.out.dtype, copy=True)
 
 
-def _put_(host: AbstractHost, layer: int, weights: QuadraticMap) -> None:
+def _put_(host: AbstractHost, layer: int, weights: QuadraticMap, journal: _Journal) -> None:
     mlp = host.model.blocks[layer].mlp
     tensor = weights.tensor
     named = {
@@ -77,43 +118,38 @@ def _put_(host: AbstractHost, layer: int, weights: QuadraticMap) -> None:
     }
     if not hasattr(mlp, "gate"):  # a HookedTransformer's component holds its parameters itself
         for name, (weight, bias) in named.items():
-            _set_(mlp, f"W_{name}", weight)
+            journal.weight(mlp, f"W_{name}", weight)
             if hasattr(mlp, f"b_{name}"):
-                _set_(mlp, f"b_{name}", bias)
+                journal.weight(mlp, f"b_{name}", bias)
             elif bias.any():
                 raise ValueError(f"layer {layer}: {type(mlp).__name__} has no b_{name}")
-        mlp.d_mlp = tensor.rank
+        journal.set(mlp, "d_mlp", tensor.rank)
         return
     linears = {name: getattr(mlp, name).original_component for name in PROJECTIONS}
     for name, (weight, bias) in named.items():
         linear = linears[name]
-        _set_(linear, "weight", weight.mT)
-        linear.out_features, linear.in_features = weight.mT.shape
+        journal.weight(linear, "weight", weight.mT)
+        for side, size in zip(("out_features", "in_features"), weight.mT.shape, strict=True):
+            journal.set(linear, side, size)
         if linear.bias is not None or bool(bias.any()):
-            _set_(linear, "bias", bias)
-        _forget_processed_(mlp, name, linear)
-    _join_(mlp, linears)
+            journal.weight(linear, "bias", bias)
+        _forget_processed_(mlp, name, linear, journal)
+    _join_(mlp, linears, journal)
+    for name, linear in linears.items():
+        if f"b_{name}" in vars(mlp):  # found once, as the bridge was built: None for no bias
+            journal.set(mlp, f"b_{name}", linear.bias, object.__setattr__)
     if hasattr(mlp.original_component, "intermediate_size"):
-        mlp.original_component.intermediate_size = tensor.rank
+        journal.set(mlp.original_component, "intermediate_size", tensor.rank)
 
 
-def _set_(module: nn.Module, name: str, value: Tensor) -> None:
-    present = getattr(module, name)
-    if present is not None and present.shape == value.shape:
-        present.copy_(value)
-        return
-    trains = present is None or present.requires_grad
-    setattr(module, name, nn.Parameter(value.contiguous(), requires_grad=trains))
-
-
-def _forget_processed_(mlp: Any, name: str, linear: nn.Linear) -> None:
+def _forget_processed_(mlp: Any, name: str, linear: nn.Linear, journal: _Journal) -> None:
     """3.9's bridge keeps processed weights a second time; our forward pass reads the linears."""
     if hasattr(mlp, f"_processed_W_{name}"):
-        setattr(mlp, f"_processed_W_{name}", linear.weight)
-        setattr(mlp, f"_processed_b_{name}", linear.bias)
+        journal.set(mlp, f"_processed_W_{name}", linear.weight)
+        journal.set(mlp, f"_processed_b_{name}", linear.bias)
 
 
-def _join_(mlp: Any, linears: Mapping[str, nn.Linear]) -> None:
+def _join_(mlp: Any, linears: Mapping[str, nn.Linear], journal: _Journal) -> None:
     """One fused matrix of gate and input (Phi3, GLM), the two being views of it, as it was."""
     name = getattr(mlp, "fused_attr", None)
     if name is None:
@@ -123,14 +159,15 @@ def _join_(mlp: Any, linears: Mapping[str, nn.Linear]) -> None:
         parts = [getattr(linear, kind) for linear in (gate, other)]
         if any(part is None for part in parts):
             continue
-        whole = nn.Parameter(torch.cat(parts), requires_grad=parts[0].requires_grad)
-        setattr(fused, kind, whole)
+        trains = parts[0].requires_grad
+        whole = nn.Parameter(torch.cat(parts), requires_grad=trains)
+        journal.set(fused, kind, whole)
         for linear, view in zip((gate, other), whole.detach().chunk(2), strict=True):
-            setattr(linear, kind, nn.Parameter(view, requires_grad=whole.requires_grad))
-    fused.out_features = len(fused.weight)
+            journal.set(linear, kind, nn.Parameter(view, requires_grad=trains))
+    journal.set(fused, "out_features", len(fused.weight))
 
 
-def _note_width_(host: AbstractHost, width: int) -> None:
+def _note_width_(host: AbstractHost, width: int, journal: _Journal) -> None:
     model = host.model
     source = source_of(model)
     original = getattr(model, "original_model", None)
@@ -140,4 +177,4 @@ def _note_width_(host: AbstractHost, width: int) -> None:
     for config in configs:
         for name in ("d_mlp", "intermediate_size"):
             if hasattr(config, name):
-                setattr(config, name, width)
+                journal.set(config, name, width)
