@@ -349,7 +349,7 @@ def test_demands_leave_spelling_alone(model):
         ({"basis": "rows"}, "`basis` must be one of"),
         ({"basis": "eigenmodes"}, "takes `modes`"),
         ({"texts": "one text"}, "several strings"),
-        ({"layers": [7]}, "`layers` must be some of"),
+        ({"layers": [7]}, "`layers` must be different layers"),
         ({"rank": 0}, "`rank` must be above 0"),
     ],
 )

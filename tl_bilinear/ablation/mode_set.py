@@ -60,30 +60,35 @@ class ModeSet(Sequence[Mode]):
 
         A model whose weights were edited, folded or rounded to another dtype is another one.
         """
-        now = provenance(get_host(model), (), "none")
-        if now.fingerprint != self.fingerprint:
-            raise ValueError(
-                f"these modes are of {self.provenance.model} (fingerprint {self.fingerprint}), and "
-                f"this model is {now.model} (fingerprint {now.fingerprint}): in other weights "
-                "they are no modes. Load the model that they were taken from (as it was then: "
-                "before edits, in its dtype), or find modes of this one. list(modes) are the bare "
-                "modes, which nothing checks"
-            )
+        _require_own(get_host(model), self.provenance)
+
+
+def _require_own(host: AbstractHost, came: Provenance) -> None:
+    now = provenance(host, (), "none")
+    if now.fingerprint != came.fingerprint:
+        raise ValueError(
+            f"these modes are of {came.model} (fingerprint {came.fingerprint}), and "
+            f"this model is {now.model} (fingerprint {now.fingerprint}): in other weights "
+            "they are no modes. Load the model that they were taken from (as it was then: "
+            "before edits, in its dtype), or find modes of this one. list(modes) are the bare "
+            "modes, which nothing checks"
+        )
 
 
 def chosen_modes(host: AbstractHost, modes: Mode | Sequence[Mode]) -> list[Mode]:
-    """The modes that an edit was given, checked; a ModeSet's fingerprint is checked as well.
+    """The modes that an edit was given, checked; where they say what model they are of, that too.
 
     Raises:
         ValueError: none, or modes that this model cannot have.
     """
     from tl_bilinear.ablation.layer_edit import require_mode
 
-    if isinstance(modes, ModeSet):
-        modes.require_model(host)
-    listed: Any = getattr(modes, "modes", modes)  # of find_modes as well
-    single = isinstance(modes, Mode) or not isinstance(listed, Iterable)
-    chosen: list[Any] = [modes] if single else list(listed)
+    came = getattr(modes, "provenance", None)  # of a ModeSet, or of what find_modes gives
+    if came is not None:
+        _require_own(host, came)
+    given: Any = modes
+    single = isinstance(given, Mode) or not isinstance(given, Iterable)
+    chosen: list[Any] = [given] if single else list(given)
     if not chosen:
         raise ValueError("`modes` is empty: give at least one mode to ablate")
     for mode in chosen:

@@ -68,12 +68,12 @@ def unlearn(
 
         try:
             report = run(
-                load(model, host=host.value),
+                load(model, host=host.value, frozen_gates=True),
                 to_forget,
                 to_keep,
                 texts=_texts(text),
                 method=method,
-                gold=None if gold is None else load(gold, host=host.value),
+                gold=None if gold is None else load(gold, host=host.value, frozen_gates=True),
                 near=close,
                 far=distant,
                 repair=repair,

@@ -256,6 +256,10 @@ class AbstractHost(ABC):
         _ = self.tokenizer
         return self.model.to_tokens(text, truncate=False)[0].cpu()
 
+    def fits(self, text: str) -> bool:
+        """Whether a text is no longer than the context."""
+        return len(self.to_tokens(text)) <= self.n_ctx
+
     def str_tokens(self, tokens: Int[Tensor, " pos"]) -> list[str]:
         """Each token as text, spaces kept where the tokenizer marks them.
 

@@ -9,7 +9,8 @@ def checked_layers(host: AbstractHost, layers: Sequence[int] | None) -> tuple[in
     """The layers, all of the model's where None; or a ValueError."""
     if layers is None:
         return tuple(range(host.n_layers))
-    wrong = [layer for layer in layers if not 0 <= layer < host.n_layers]
+    whole = all(isinstance(layer, int) for layer in layers)
+    wrong = not whole or any(not 0 <= layer < host.n_layers for layer in layers)
     if wrong or not layers or len(set(layers)) != len(layers):
         raise ValueError(
             f"`layers` must be different layers of this model's {host.n_layers} "

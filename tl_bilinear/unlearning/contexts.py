@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from tl_bilinear.unlearning.question import Question
@@ -11,9 +11,17 @@ LONGEST = 60
 
 
 def in_contexts(
-    questions: Sequence[Question], texts: Sequence[str], count: int, seed: int = 0
+    questions: Sequence[Question],
+    texts: Sequence[str],
+    count: int,
+    seed: int = 0,
+    fits: Callable[[str], bool] = lambda _: True,
 ) -> tuple[Question, ...]:
-    """Every wording as it is, and `count` of them per question behind a sentence of the texts."""
+    """Every wording as it is, and `count` of them per question behind a sentence of the texts.
+
+    Args:
+        fits: whether a prompt with its answer is short enough for the model; others are left out.
+    """
     sentences = _sentences(texts)
     if not sentences or count < 1:
         return tuple(questions)
@@ -25,7 +33,7 @@ def in_contexts(
         for turn in range(count):
             wording = question.wordings[turn % len(question.wordings)]
             text = f"{draw.choice(sentences)} {wording}"
-            if text not in taken and text not in added:
+            if text not in taken and text not in added and fits(text + question.answer):
                 added.append(text)
         found.append(replace(question, rewordings=(*question.rewordings, *added)))
     return tuple(found)

@@ -95,6 +95,12 @@ def make_demands(
     odds = site_log_odds(logits, rows.label)
     of_forget = mine[rows.site_row]
     if isinstance(level, Tensor):
+        if level.shape != odds[of_forget].shape:
+            raise ValueError(
+                f"`target` has shape {tuple(level.shape)}, and the forgotten answers have "
+                f"{int(of_forget.sum())} sites, those of wordings behind sentences of the texts "
+                "included: give one number, or contexts=0 and one per site of answer_rows"
+            )
         levels = level.to(odds)
     else:
         # Later tokens spell an answer out: what they say is language, not the fact.

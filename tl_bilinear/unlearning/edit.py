@@ -116,10 +116,15 @@ class Edit:
     def undo_(self, model: Any) -> None:
         """Take out again what `apply_` put in, to rounding.
 
+        The model may have been edited further since. It is not known whether it ever had this
+        edit: only the model before `apply_` is refused.
+
         Raises:
-            ValueError: terms that read squares.
+            ValueError: terms that read squares, or the model as it was before the edit.
         """
         host = get_host(model)
+        if fingerprint(host) == self.provenance.fingerprint:
+            raise ValueError("this model has no edit to be undone: it is the one before apply_")
         weights = [(change.layer, change.weight) for change in self.changes]
         with torch.no_grad():
             for layer, weight in weights:

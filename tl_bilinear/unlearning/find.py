@@ -6,9 +6,10 @@ is sum_pos lambda (v.x)^2 (u.g) / |u|^2. Modes are ordered by the share of the e
 of these) that the forgotten answers have.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, overload
 
 import torch
 from jaxtyping import Float
@@ -17,6 +18,7 @@ from torch import Tensor
 from tl_bilinear.decompositions import Mode, eigendecompose
 from tl_bilinear.dictionary import Dictionary
 from tl_bilinear.hosts import AbstractHost, get_host
+from tl_bilinear.hosts.layers import checked_layers
 from tl_bilinear.hosts.provenance import Provenance, provenance
 from tl_bilinear.unlearning.answer_rows import AnswerRows, answer_rows
 from tl_bilinear.unlearning.forget_set import require_forgettable
@@ -30,7 +32,7 @@ N_DIRECTIONS = 4
 
 
 @dataclass(frozen=True, eq=False)
-class FoundModes:
+class FoundModes(Sequence[Mode]):
     """Modes in order of `shares`, falling."""
 
     modes: tuple[Mode, ...]
@@ -50,6 +52,13 @@ class FoundModes:
 
     def __len__(self) -> int:
         return len(self.modes)
+
+    @overload
+    def __getitem__(self, index: int) -> Mode: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Mode, ...]: ...
+    def __getitem__(self, index: int | slice) -> Mode | tuple[Mode, ...]:
+        return self.modes[index]
 
 
 def find_modes(
@@ -79,7 +88,8 @@ def find_modes(
 
     Raises:
         ValueError: as `fit_edit` for the sets; gated MLPs, which have no modes of their own
-            (`output_modes` is for any); an unknown kind of direction; k or n_directions below 1.
+            (`output_modes` is for any); an unknown kind of direction; a dictionary of a stream
+            before a layer's output; k or n_directions below 1; no layer, or one that is not there.
     """
     host = get_host(model)
     if k < 1 or n_directions < 1:
@@ -90,7 +100,7 @@ def find_modes(
             f"{directions!r}"
         )
     forget, retain = require_forgettable(host, forget, retain)
-    chosen = list(range(host.n_layers)) if layers is None else sorted(set(layers))
+    chosen = sorted(checked_layers(host, layers))
     tensors = {layer: host.mlp_tensor(layer) for layer in chosen}  # refuses gated MLPs
     seen = _Seen(host, forget, retain, chosen)
     candidates: list[Mode] = []
@@ -200,6 +210,11 @@ def _dictionary_directions(
             f"{dictionary!r} cannot give directions: a dictionary of this model's stream is "
             f"needed, with {host.d_model} inputs and its hook_name"
         )
+    if not _behind(site, layer):
+        raise ValueError(
+            f"{dictionary!r} reads {site}, which is before layer {layer} writes: give `layers` "
+            "whose output is in it"
+        )
     mine, other = (
         dictionary.encode(_written(host, each, site).to(dictionary.encoder)).double().mean(0)
         for each in rows
@@ -207,6 +222,16 @@ def _dictionary_directions(
     difference = mine - other
     chosen = difference.topk(min(n, len(difference))).indices
     return dictionary.decoder.double()[chosen[difference[chosen] > 0]]
+
+
+def _behind(site: str, layer: int) -> bool:
+    """Whether what a layer's MLP writes is in the stream at a hook."""
+    found = re.match(r"blocks\.(\d+)\.(.*)", site)
+    if found is None:
+        return site.startswith("ln_final")
+    block, name = int(found[1]), found[2]
+    own = ("hook_mlp_out", "mlp.hook_out", "hook_resid_post", "hook_out")
+    return block > layer or (block == layer and name in own)
 
 
 def _name(directions: Directions | Dictionary) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from tl_bilinear.checkpoints.bundled import bundled_stories
 from tl_bilinear.decompositions import Mode
 from tl_bilinear.hosts import AbstractHost, get_host
+from tl_bilinear.hosts.layers import checked_layers
 from tl_bilinear.hosts.provenance import provenance
 from tl_bilinear.unlearning.bases import (
     BasisName,
@@ -34,8 +35,11 @@ from tl_bilinear.unlearning.question import Question
 from tl_bilinear.unlearning.text_metric import LayerMoments, TextKL, text_moments, token_rows
 
 RANK = 8
+WHOLE = ("rank", "features", "max_steps")
 FEATURES = 12
 N_TEXTS = 60
+LEAST_TERM = 1e-6
+"""Of a layer's largest term, in units of the metric: smaller ones are no part of its rank."""
 KL_EVERY = 3
 """Batches of the texts of which one is read for the trust region; the metric reads them all."""
 
@@ -79,8 +83,8 @@ def fit_edit(
         features: contrastive components per layer that an edit may read, of "contrastive": fewer
             generalise better to other wordings, and change more of the rest.
         layers: which ones may be edited; all by default.
-        target: log-odds of the answers' tokens to end at, one number or one per site of
-            `answer_rows`; by default the level of subjects that the model has never met.
+        target: log-odds of the answers' tokens to end at, one number or, with contexts=0, one per
+            site of `answer_rows`; by default the level of subjects that the model has never met.
         floor: log-odds that retained answers may fall to (2.0: probability 0.88).
         clearance: logits by which a forgotten answer must lose in the edit's wordings, so that it
             loses in others as well.
@@ -101,13 +105,21 @@ def fit_edit(
     begun = time.perf_counter()
     host = get_host(model)
     forget, retain = require_forgettable(host, forget, retain)
-    plan = _Plan(host, basis, tuple(modes), _layers(host, layers), features, damping, seed)
+    plan = _Plan(
+        host,
+        basis,
+        tuple(modes),
+        tuple(sorted(checked_layers(host, layers))),
+        features,
+        damping,
+        seed,
+    )
     _require_numbers(
         rank=rank, features=features, max_steps=max_steps, damping=damping, kl_limit=kl_limit
     )
     texts = _texts(texts)
     batches = token_rows(host, texts)
-    asked = in_contexts(forget, texts, contexts, seed), retain
+    asked = in_contexts(forget, texts, contexts, seed, host.fits), retain
     level = never_learnt_odds(host, asked[0], seed=seed) if target is None else target
     demands = make_demands(host, *asked, level, floor=floor, clearance=clearance)
     fit = Fit(host, demands, TextKL(host, batches[::KL_EVERY]), kl_limit, progress)
@@ -151,6 +163,9 @@ class _Plan:
             raise ValueError(
                 'basis "eigenmodes" takes `modes` (of find_modes), and no other basis does'
             )
+        elsewhere = sorted({mode.layer for mode in self.modes} - set(self.layers))
+        if elsewhere:
+            raise ValueError(f"`modes` are of layers {elsewhere}, which `layers` leave out")
 
     def whitened(self, asked: Any, batches: Any) -> dict[int, WhitenedBasis]:
         moments = self._moments(asked, batches)
@@ -200,6 +215,9 @@ def _of_rank(bases: Mapping[int, WhitenedBasis], x: Coordinates, rank: int) -> l
     changes = []
     for layer, each in bases.items():
         left, right = cut(x[layer], rank)
+        sizes = left.norm(dim=0)
+        kept = sizes >= LEAST_TERM * sizes.max()  # the first at least
+        left, right = left[:, kept], right[kept]
         changes.append(LayerChange(layer, *each.factors(left, right)))
     return changes
 
@@ -230,16 +248,9 @@ def _texts(texts: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _layers(host: AbstractHost, layers: Sequence[int] | None) -> tuple[int, ...]:
-    chosen = tuple(range(host.n_layers)) if layers is None else tuple(sorted(set(layers)))
-    if not chosen or not all(0 <= layer < host.n_layers for layer in chosen):
-        raise ValueError(
-            f"`layers` must be some of 0-{host.n_layers - 1}, got {layers}: which may be edited"
-        )
-    return chosen
-
-
 def _require_numbers(**numbers: float) -> None:
     for name, value in numbers.items():
         if not value > 0:
             raise ValueError(f"`{name}` must be above 0, got {value}")
+        if name in WHOLE and value != int(value):
+            raise ValueError(f"`{name}` must be a whole number, got {value}")

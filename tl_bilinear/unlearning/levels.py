@@ -5,6 +5,7 @@ forgotten.
 """
 
 import random
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -43,21 +44,26 @@ def never_learnt_odds(
         if (
             invented
             and question.subject
-            and all(question.subject in text for text in question.wordings)
+            and all(_named(question.subject, text) for text in question.wordings)
         ):
             by_subject.append(index)
         elif question.wrong:
             found[index] = _of_wrong_answers(host, question)
         else:
-            raise ValueError(
-                f"nothing says how likely {question.answer!r} is behind {question.prompt!r} for a "
-                "model that has not learnt it: give the question a `subject` that stands in its "
-                "wordings, or `wrong` answers, or give the log-odds to end at as `target`"
-            )
+            raise _no_level(question)
     if by_subject:
         odds = _with_other_subjects(host, [questions[index] for index in by_subject], invented)
         found |= dict(zip(by_subject, odds, strict=True))
     return torch.cat([found[index] for index in range(len(questions))])
+
+
+def _no_level(question: Question) -> ValueError:
+    return ValueError(
+        f"nothing says how likely {question.answer!r} is behind {question.prompt!r} for a "
+        "model that has not learnt it: give the question a `subject` that stands in its "
+        "wordings as a word, or `wrong` answers that part from it, or (to fit_edit) the log-odds "
+        "to end at as `target`"
+    )
 
 
 def invented_names(count: int, taken: Collection[str], seed: int = 0) -> tuple[str, ...]:
@@ -91,9 +97,18 @@ def _with_other_subjects(
     ]
 
 
+def _whole_word(subject: str) -> re.Pattern[str]:
+    """The subject where no letter or digit joins it: "on" is not in "upon"."""
+    return re.compile(rf"(?<!\w){re.escape(subject)}(?!\w)")
+
+
+def _named(subject: str, text: str) -> bool:
+    return _whole_word(subject).search(text) is not None
+
+
 def _about(question: Question, name: str) -> Question:
     def other(text: str) -> str:
-        return text.replace(question.subject, name)
+        return _whole_word(question.subject).sub(name, text)
 
     return replace(
         question,
@@ -114,10 +129,12 @@ def _of_wrong_answers(host: AbstractHost, question: Question) -> Float[Tensor, "
         sites = (rows.site_row == row).nonzero()[:, 0]
         other = (wrong.wording == rows.wording[row]).nonzero()[:, 0]
         parted = [_parting(rows, sites, wrong, int(each)) for each in other]
-        first = min((place for place, _ in parted), default=None)
+        # One that goes on behind the answer, or ends within it, is no other answer at any token.
+        parted = [each for each in parted if each[1] >= 0]
+        if not parted:
+            raise _no_level(question)
+        first = min(place for place, _ in parted)
         tokens = sorted({token for place, token in parted if place == first})
-        if first is None:
-            continue
         at = logits[sites[first]].clone()
         at[rows.label[sites[first]]] = -torch.inf
         labels = torch.tensor(tokens)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tl_bilinear.hosts import AbstractHost, get_host
+from tl_bilinear.hosts.layers import checked_layers
 from tl_bilinear.unlearning.answer_rows import answer_rows
 from tl_bilinear.unlearning.contrast import (
     ContrastiveDirections,
@@ -104,7 +105,7 @@ def output_modes(
     """
     host = get_host(model)
     forget, retain = require_forgettable(host, forget, retain)
-    chosen = list(range(host.n_layers)) if layers is None else sorted(set(layers))
+    chosen = sorted(checked_layers(host, layers))
     mine, other = (_moments(host, each, chosen, moments) for each in (forget, retain))
     return OutputModes(
         {

@@ -111,7 +111,7 @@ def take_anchor(
     """
     host = get_host(model)
     forget, retain = require_forgettable(host, forget, retain)
-    asked = in_contexts(forget, texts, contexts, seed), retain
+    asked = in_contexts(forget, texts, contexts, seed, host.fits), retain
     level = never_learnt_odds(host, asked[0], seed=seed) if target is None else target
     demands = make_demands(host, *asked, level, floor=2.0, clearance=clearance)
     batches = tuple(token_rows(host, texts, tokens=TOKENS))

@@ -110,8 +110,10 @@ def _batch_gradients(
     last = int(index.max())
     for turn in range(last + 1):
         chosen = index == turn
+        with torch.enable_grad():
+            total = odds[chosen].sum()
         parts = torch.autograd.grad(
-            odds[chosen].sum(), [tap.zeros[layer] for layer in layers], retain_graph=turn < last
+            total, [tap.zeros[layer] for layer in layers], retain_graph=turn < last
         )
         for layer, gradient in zip(layers, parts, strict=True):
             found[layer][chosen] = gradient[place[chosen]]
@@ -146,8 +148,9 @@ def text_gradients(
             log_probabilities.detach().flatten(0, 1).exp().float().cpu(), 1, generator=generator
         )
         drawn = drawn.view(*tokens.shape, 1).to(host.device)
-        said = log_probabilities.gather(-1, drawn)[..., 0]
-        total = (said * mask).sum()
+        with torch.enable_grad():
+            said = log_probabilities.gather(-1, drawn)[..., 0]
+            total = (said * mask).sum()
         layers = list(tap.zeros)
         parts = torch.autograd.grad(total, [tap.zeros[layer] for layer in layers])
         yield {

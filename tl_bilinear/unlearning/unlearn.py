@@ -27,7 +27,7 @@ from tl_bilinear.unlearning.over_forgetting import over_forgetting
 from tl_bilinear.unlearning.passes import Passes
 from tl_bilinear.unlearning.question import Question, require_questions
 from tl_bilinear.unlearning.relearning import Lesson, RelearningConfig, half_of
-from tl_bilinear.unlearning.report import MethodResult, UnlearningReport
+from tl_bilinear.unlearning.report import MethodResult, Missing, UnlearningReport
 from tl_bilinear.unlearning.tuning import CRITERION, Trial, described, tune
 
 Kept = Sequence[Question | str]
@@ -78,6 +78,8 @@ def unlearn(
     Cost: for every method at most `trials` + `seeds` edits (gradient methods take `steps` steps of
     four forward passes each), and for every edited model of `method` 3 relearning curves.
 
+    A baseline that cannot be had on this model is named in `report.missing`, with the reason.
+
     Raises:
         ValueError: empty or overlapping sets, a forget set that the model does not know, an
             unknown method, too few texts, a gold model of another vocabulary.
@@ -111,16 +113,24 @@ def unlearn(
     result, edited = run.method(chosen, brief=False)
     progress("dose curve")
     dose, unscalable = _dose(original, edited, sets)
-    compared = tuple(run.method(other, brief=True)[0] for other in others)
+    compared, failed = [], []
+    for other in others:
+        try:
+            compared.append(run.method(other, brief=True)[0])
+        except ValueError as error:  # one baseline that this model cannot have is not all of them
+            failed.append(Missing(f"baseline {other.name}", str(error)))
     return UnlearningReport(
         result=result,
-        baselines=compared,
+        baselines=tuple(compared),
         before=before,
         gold=gold_scores,
         dose=dose,
         over_forgetting=over_forgetting(result.scores[0], gold_scores),
-        missing=missing_numbers(
-            result.scores[0], gold is not None, "half" in full.lessons, unscalable, full=True
+        missing=(
+            *failed,
+            *missing_numbers(
+                result.scores[0], gold is not None, "half" in full.lessons, unscalable, full=True
+            ),
         ),
         n_forget=len(sets.forget),
         n_retain=len(sets.retain),
@@ -155,8 +165,8 @@ class _Sets:
             require_questions("forget", forget),
             require_questions("retain", retain),
             (texts,) if isinstance(texts, str) else tuple(texts),
-            tuple(near),
-            tuple(far),
+            _kept("near", near),
+            _kept("far", far),
         )
         if len(found.texts) < 4:
             raise ValueError(
@@ -209,6 +219,17 @@ class _Sets:
             relearning=relearning,
             seed=seed,
         )
+
+
+def _kept(name: str, given: Kept | Question) -> tuple[Question | str, ...]:
+    found = (given,) if isinstance(given, (str, Question)) else tuple(given)
+    for each in found:
+        if not isinstance(each, (str, Question)):
+            raise ValueError(
+                f"`{name}` must hold tl_bilinear.Question objects or texts, got "
+                f"{type(each).__name__}"
+            )
+    return found
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from tl_bilinear.unlearning.answer_rows import accuracy, answer_rows, known_rows
 from tl_bilinear.unlearning.bases import down_projections
 from tl_bilinear.unlearning.contrast import contrastive_directions, moment_overlap
 from tl_bilinear.unlearning.forget_set import LEAST_KNOWN, shared_prompts
+from tl_bilinear.unlearning.levels import never_learnt_odds
 from tl_bilinear.unlearning.moments import answer_moments
 from tl_bilinear.unlearning.question import Question, require_questions
 
@@ -108,6 +109,10 @@ def editable(model: Any, forget: Sequence[Question], retain: Sequence[Question])
         warnings.append(f"{len(unknown)} of {len(forget)} forgotten questions are not known whole")
     if shared:
         problems.append(f"{len(shared)} prompts are in both sets with the same answer")
+    try:
+        never_learnt_odds(host, forget)
+    except ValueError as error:
+        problems.append(str(error))
     if subjects:
         warnings.append(f"{len(subjects)} subjects are in both sets (near retain)")
     if retained < LEAST_KNOWN:
