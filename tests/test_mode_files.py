@@ -96,14 +96,14 @@ def damaged(path: Path) -> dict[str, bytes]:
     whole = path.read_bytes()
     other, newer, short = (path.with_name(name) for name in ("other", "newer", "short"))
     save_file({"x": torch.zeros(2)}, other)
-    notes = {"format": "tl_bilinear modes", "version": 2}
+    notes = {"format": "tl_bilinear modes", "version": 3}
     save_file({"x": torch.zeros(2)}, newer, {"tl_bilinear": json.dumps(notes)})
-    notes = {**notes, "version": 1, "modes": [], "found": "", "provenance": {}}
+    notes = {**notes, "version": 2, "modes": [], "found": "", "provenance": {}}
     save_file({"directions": torch.zeros(2)}, short, {"tl_bilinear": json.dumps(notes)})
     return {
         "cannot be read": whole[:-9],
         "holds no tl_bilinear modes": other.read_bytes(),
-        "has version 2": newer.read_bytes(),
+        "has version 3": newer.read_bytes(),
         "is damaged": short.read_bytes(),
     }
 

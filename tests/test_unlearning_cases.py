@@ -150,7 +150,7 @@ def test_layers_and_dictionaries_are_checked(model, sets, unchecked):
         fit_edit(model, *sets, rank=2.5, **FEW)  # pyright: ignore
     modes = tlb.find_modes(model, *sets, layers=[1], k=2).modes
     with pytest.raises(ValueError, match=r"of layers \[1\], which `layers` leave out"):
-        fit_edit(model, *sets, "eigenmodes", modes=modes, layers=[0], **FEW)
+        fit_edit(model, *sets, basis="eigenmodes", modes=modes, layers=[0], **FEW)
 
 
 def test_contexts_that_do_not_fit_are_left_out():

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
@@ -86,9 +86,8 @@ def chosen_modes(host: AbstractHost, modes: Mode | Sequence[Mode]) -> list[Mode]
     came = getattr(modes, "provenance", None)  # of a ModeSet, or of what find_modes gives
     if came is not None:
         _require_own(host, came)
-    given: Any = modes
-    single = isinstance(given, Mode) or not isinstance(given, Iterable)
-    chosen: list[Any] = [given] if single else list(given)
+    several = isinstance(modes, Iterable) and not isinstance(modes, Mode)
+    chosen: list[Any] = list(cast(Iterable, modes)) if several else [modes]
     if not chosen:
         raise ValueError("`modes` is empty: give at least one mode to ablate")
     for mode in chosen:

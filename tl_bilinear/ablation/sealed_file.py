@@ -20,7 +20,7 @@ from tl_bilinear.checkpoints.json_file import parse_json
 from tl_bilinear.optimisation.files import replace_file
 
 NOTES = "tl_bilinear"
-VERSION = 1
+VERSION = 2  # 1 had no seal
 
 
 def write_sealed(
@@ -67,7 +67,8 @@ def read_sealed(path: Path, form: str, writer: str) -> tuple[dict[str, Any], dic
     if notes.get("version") != VERSION:
         raise CheckpointError(
             f"{path} has version {notes.get('version')!r} of the format of {form}, and version "
-            f"{VERSION} is read here: open it with a newer tl_bilinear"
+            f"{VERSION} is read here: write it again with {writer}, or open it with the tl_bilinear "
+            "that wrote it"
         )
     try:
         with safe_open(path, framework="pt") as file:
