@@ -67,8 +67,8 @@ def read_sealed(path: Path, form: str, writer: str) -> tuple[dict[str, Any], dic
     if notes.get("version") != VERSION:
         raise CheckpointError(
             f"{path} has version {notes.get('version')!r} of the format of {form}, and version "
-            f"{VERSION} is read here: write it again with {writer}, or open it with the tl_bilinear "
-            "that wrote it"
+            f"{VERSION} is read here: write it again with {writer}, or open it with the "
+            "tl_bilinear that wrote it"
         )
     try:
         with safe_open(path, framework="pt") as file:
