@@ -320,3 +320,19 @@ def test_no_share_is_above_the_bound(spikes, d):
     if not spikes and d == 60:
         whole = product(mid).norm(dim=1) * mid.norm(dim=1)
         assert (largest_share(product, mid, 24)[2:] < 0.5 * whole[2:]).all()
+
+
+def test_flows_that_cancel_leave_their_node():
+    from tl_bilinear.circuits.readers import LOGIT, Ledger
+
+    ledger = Ledger()
+    ledger.node(LOGIT, "logit", "the target", 9)
+    ledger.node("mode", "mode", "a mode", 3)
+    ledger.node("rest", "remainder", "the rest", 1)
+    ledger.node("idle", "remainder", "nothing", 1)
+    ledger.flow("mode", [LOGIT], torch.tensor([2.0]))
+    ledger.flow("rest", [LOGIT, "mode"], torch.tensor([1e-17, -1e-17]))
+    ledger.flow("idle", [LOGIT], torch.tensor([0.0]))
+    nodes, edges = ledger.build(2.0)
+    assert [(node.id, node.share) for node in nodes[:-1]] == [("rest", 0.0), ("mode", 2.0)]
+    assert {edge.source for edge in edges} == {"rest", "mode"} and nodes[-1].id == LOGIT

@@ -125,14 +125,16 @@ class Ledger:
         return kept, gone, signed
 
     def build(self, target: float) -> tuple[tuple[Node, ...], tuple[Edge, ...]]:
-        """Nodes with a share, lowest first, the target last; and the flows between them."""
+        """Nodes with a flow, lowest first, the target last; and the flows between them."""
+        # Flows may cancel to a share of zero: the node is there all the same.
+        ends = {end for edge in self.edges for end in edge}
         order = sorted(
-            (id for id in self.nodes if self.shares.get(id)),
+            (id for id in self.nodes if id in ends and id != LOGIT),
             key=lambda id: self.nodes[id]["height"],
         )
         nodes = []
         for id in order:
-            nodes.append(self._node(id, self.shares[id]))
+            nodes.append(self._node(id, self.shares.get(id, 0.0)))
         nodes.append(self._node(LOGIT, target))
         edges = tuple(Edge(source, to, share) for (source, to), share in self.edges.items())
         return tuple(nodes), edges
