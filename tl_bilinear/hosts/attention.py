@@ -74,15 +74,20 @@ def attention_weights(host: AbstractHost, layer: int) -> AttentionWeights:
 
 
 def raw_attention_weights(host: AbstractHost, layer: int) -> Iterator[Tensor]:
-    """The same as they are stored, views in their own dtype, a shared key or value once."""
-    attention = host._block(layer).attn
+    """The same as they are stored, views in their own dtype, a shared key or value once.
+
+    Weights that a block does not have are left out: some architectures attend otherwise.
+    """
+    attention = getattr(host._block(layer), "attn", None)
     shared = {"Q": host.n_heads, "K": n_key_value_heads(host), "V": n_key_value_heads(host)}
     for letter, heads in shared.items():
-        weight = getattr(attention, f"W_{letter}")
+        weight = host._optional(lambda letter=letter: getattr(attention, f"W_{letter}"))
         bias = host._optional(lambda letter=letter: getattr(attention, f"b_{letter}"))
-        bias = weight.new_zeros(weight[:, 0].shape) if bias is None else bias
-        yield from (each[:: len(each) // heads] for each in (weight, bias))
-    yield from (host.W_O(layer), host.b_O(layer))
+        if weight is not None:
+            bias = weight.new_zeros(weight[:, 0].shape) if bias is None else bias
+            yield from (each[:: max(len(each) // heads, 1)] for each in (weight, bias))
+    if host._optional(lambda: host.W_O(layer)) is not None:
+        yield from (host.W_O(layer), host.b_O(layer))
 
 
 def folded_attention_weights(host: AbstractHost, layer: int) -> AttentionWeights:
