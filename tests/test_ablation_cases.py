@@ -9,6 +9,7 @@ from models import hosts, native, save, tiny_llama
 from weight_edits import close, hooked, logits_of, near_modes
 
 import tl_bilinear as tlb
+from tl_bilinear.ablation.sealed_file import write_sealed
 from tl_bilinear.checkpoints.error import CheckpointError
 from tl_bilinear.hosts import resizing
 from tl_bilinear.hosts.provenance import fingerprint
@@ -248,6 +249,16 @@ def test_files_that_were_damaged_or_are_something_else(tmp_path):
         whole[-9] ^= 1  # one bit of the last tensor
         path.write_bytes(whole)
         with pytest.raises(CheckpointError, match="is damaged"):
+            read(path)
+    rows = {name: torch.ones(1, 16) for name in ("directions", "eigenvectors")}
+    huge = {"layer": 0, "eigenvalue": 10**400, "label": ""}
+    write_sealed(tmp_path / "huge", "tl_bilinear modes", {"modes": [huge]}, rows)
+    write_sealed(tmp_path / "short", "tl_bilinear undo ledger", {"layers": [0]}, rows)
+    for path, read in (
+        (tmp_path / "huge", tlb.load_modes),
+        (tmp_path / "short", tlb.Ledger.load),
+    ):
+        with pytest.raises(CheckpointError, match="that can be read .*: fetch the file again"):
             read(path)
     other = save(tiny_llama(mlp_bias=False), tmp_path / "model") / "model.safetensors"
     before = other.read_bytes()

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from tl_bilinear.ablation.sealed_file import read_sealed, write_sealed
-from tl_bilinear.checkpoints.error import CheckpointError, one_line
+from tl_bilinear.checkpoints.error import CheckpointError
 from tl_bilinear.hosts import AbstractHost, get_host
 from tl_bilinear.hosts.provenance import fingerprint
 from tl_bilinear.hosts.resizing import narrowed, set_mlps_
@@ -69,16 +69,7 @@ class Ledger:
         Raises:
             CheckpointError: a file that cannot be read, was damaged, or is no ledger.
         """
-        notes, tensors = read_sealed(Path(path), FORMAT, "Ledger.save")
-        try:
-            weights = {
-                int(layer): _map([tensors[f"{layer}.{part}"] for part in PARTS])
-                for layer in notes["layers"]
-            }
-            words = {name: str(notes[name]) for name in ("how", "before", "after")}
-            return cls(**words, d_mlp=int(notes["d_mlp"]), weights=weights)
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} cannot be read ({one_line(error)})") from None
+        return read_sealed(Path(path), FORMAT, "Ledger.save", _made)
 
 
 def undo_(model: Any, ledger: Ledger) -> None:
@@ -125,3 +116,12 @@ def _parts(weights: QuadraticMap) -> tuple[Tensor, ...]:
 
 def _map(parts: list[Tensor]) -> QuadraticMap:
     return QuadraticMap(BilinearTensor(*parts[:3], shared_input=True), *parts[3:])
+
+
+def _made(notes: dict[str, Any], tensors: dict[str, Tensor]) -> Ledger:
+    weights = {
+        int(layer): _map([tensors[f"{layer}.{part}"] for part in PARTS])
+        for layer in notes["layers"]
+    }
+    words = {name: str(notes[name]) for name in ("how", "before", "after")}
+    return Ledger(**words, d_mlp=int(notes["d_mlp"]), weights=weights)

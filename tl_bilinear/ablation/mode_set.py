@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from tl_bilinear.ablation.sealed_file import read_sealed, write_sealed
-from tl_bilinear.checkpoints.error import CheckpointError, one_line
 from tl_bilinear.decompositions import Mode
 from tl_bilinear.hosts import AbstractHost, get_host
 from tl_bilinear.hosts.provenance import Provenance, provenance
@@ -98,7 +97,6 @@ def chosen_modes(host: AbstractHost, modes: Mode | Sequence[Mode]) -> list[Mode]
                 f"got {'a pair of a Mode and a number' if pair else type(mode).__name__}"
                 + (": give [mode for mode, _ in ...]" if pair else "")
             )
-    for mode in chosen:
         require_mode(host, mode)
     return chosen
 
@@ -148,26 +146,13 @@ def load_modes(path: str | Path, model: Any = None) -> ModeSet:
         CheckpointError: a file that cannot be read, or is no file of modes.
         ValueError: modes of another model; both fingerprints are named.
     """
-    path = Path(path)
-    try:
-        found = _read(path)
-    except CheckpointError:
-        raise
-    except (
-        *(OSError, ValueError, KeyError, TypeError, IndexError, OverflowError),
-        *(RecursionError, NotImplementedError),
-    ) as error:
-        raise CheckpointError(
-            f"{path} holds no modes that can be read ({one_line(error)}): fetch the file again, or "
-            "write it again with save_modes"
-        ) from None
+    found = read_sealed(Path(path), FORMAT, "save_modes", _made)
     if model is not None:
         found.require_model(model)
     return found
 
 
-def _read(path: Path) -> ModeSet:
-    notes, tensors = read_sealed(path, FORMAT, "save_modes")
+def _made(notes: dict[str, Any], tensors: dict[str, Tensor]) -> ModeSet:
     directions, vectors = tensors["directions"], tensors["eigenvectors"]
     rows = zip(notes["modes"], directions, vectors, strict=True)
     modes = tuple(
@@ -176,7 +161,7 @@ def _read(path: Path) -> ModeSet:
     whole = bool(directions.isfinite().all() and vectors.isfinite().all())
     whole &= all(math.isfinite(m.eigenvalue) and type(m.layer) is int for m in modes)
     if not modes or not whole or directions.ndim != 2 or vectors.ndim != 2:
-        raise CheckpointError(f"{path} holds no modes, or numbers that are not finite")
+        raise ValueError("no modes, or numbers that are not finite")
     written = notes["provenance"]
     came = Provenance(**{**written, "frozen": tuple(written["frozen"])})
     return ModeSet(modes, came, str(notes["found"]))

@@ -6,13 +6,13 @@ other numbers into a model. It is no signature: whoever changes a file on purpos
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from tl_bilinear.checkpoints.error import CheckpointError, one_line
@@ -21,6 +21,7 @@ from tl_bilinear.optimisation.files import replace_file
 
 NOTES = "tl_bilinear"
 VERSION = 2  # 1 had no seal
+Made = TypeVar("Made")
 
 
 def write_sealed(
@@ -51,15 +52,21 @@ def write_sealed(
         raise CheckpointError(f"{path} cannot be written ({one_line(error)})") from None
 
 
-def read_sealed(path: Path, form: str, writer: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Notes and tensors of a file of `write_sealed`.
+def read_sealed(
+    path: Path,
+    form: str,
+    writer: str,
+    make: Callable[[dict[str, Any], dict[str, Tensor]], Made],
+) -> Made:
+    """What `make` makes of the notes and tensors of a file of `write_sealed`.
 
     Args:
         form: what the file is to be.
         writer: what writes such files, for the message.
 
     Raises:
-        CheckpointError: a file that cannot be read, is of another form, or was damaged.
+        CheckpointError: a file that cannot be read, is of another form, was damaged, or of which
+            nothing can be made.
     """
     notes = _notes(path)
     if notes.get("format") != form:
@@ -71,16 +78,22 @@ def read_sealed(path: Path, form: str, writer: str) -> tuple[dict[str, Any], dic
             "tl_bilinear that wrote it"
         )
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, NotImplementedError) as error:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read ({one_line(error)})") from None
     seal = notes.pop("seal", None)
     if seal != _seal(notes, tensors):
         raise CheckpointError(
             f"{path} is damaged: its contents are not what {writer} wrote. Fetch the file again"
         )
-    return notes, tensors
+    try:
+        return make(notes, tensors)
+    # Sealed by somebody else: keys that lack, huge numbers, dtypes that torch cannot look at.
+    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} holds no {form} that can be read ({one_line(error)}): fetch the file again, "
+            f"or write it again with {writer}"
+        ) from None
 
 
 def _notes(path: Path) -> dict[str, Any]:

@@ -66,11 +66,8 @@ def ablate(
     """Scale the modes that make a prediction, or those of a file, and see what changes."""
     with errors_in_one_line(), progress_on_stderr() as progress:
         _check(prompt, target, modes, write, ledger)
-        if how not in ("neurons", "refit"):
-            raise ValueError(f"--how must be neurons or refit, got {how!r}")
-        files = [path.resolve() for path in (modes, save_modes, ledger, text) if path is not None]
-        if len(set(files)) < len(files):
-            raise ValueError("--modes, --save-modes, --ledger and --text must be different files")
+        _check_how(how)
+        _check_files(modes, save_modes, ledger, text)
         factor = _scale(scale)
         texts = None if text is None else _paragraphs(text)
         progress("importing TransformerLens and loading the model")
@@ -123,6 +120,18 @@ def _check(
             f"{ledger} lies in the model's folder, where anyone who gets the model gets it: give "
             "--ledger a place outside of it"
         )
+
+
+def _check_how(how: str) -> None:
+    if how not in ("neurons", "refit"):
+        raise ValueError(f"--how must be neurons or refit, got {how!r}")
+
+
+def _check_files(*paths: Path | None) -> None:
+    """Of --modes, --save-modes, --ledger and --text."""
+    files = [path.resolve() for path in paths if path is not None]
+    if len(set(files)) < len(files):
+        raise ValueError("--modes, --save-modes, --ledger and --text must be different files")
 
 
 def _scale(text: str) -> Any:

@@ -58,14 +58,11 @@ def attention_weights(host: AbstractHost, layer: int) -> AttentionWeights:
     Raises:
         ValueError: if the layer does not exist.
     """
-    attention = host._block(layer).attn
     found: dict[str, Tensor] = {}
     for name, letter in (("query", "Q"), ("key", "K"), ("value", "V")):
-        weight = getattr(attention, f"W_{letter}").detach().double()
-        bias = host._optional(lambda letter=letter: getattr(attention, f"b_{letter}"))
-        bias = weight.new_zeros(weight[:, 0].shape) if bias is None else bias.detach().double()
+        weight, bias = _projection(host, layer, letter)
         for key, value in ((name, weight), (f"{name}_bias", bias)):
-            found[key] = value.repeat_interleave(host.n_heads // len(value), 0)
+            found[key] = value.double().repeat_interleave(host.n_heads // len(value), 0)
     return AttentionWeights(
         out=host.W_O(layer).detach().double(),
         out_bias=host.b_O(layer).detach().double(),
@@ -78,16 +75,20 @@ def raw_attention_weights(host: AbstractHost, layer: int) -> Iterator[Tensor]:
 
     Weights that a block does not have are left out: some architectures attend otherwise.
     """
-    attention = getattr(host._block(layer), "attn", None)
     shared = {"Q": host.n_heads, "K": n_key_value_heads(host), "V": n_key_value_heads(host)}
     for letter, heads in shared.items():
-        weight = host._optional(lambda letter=letter: getattr(attention, f"W_{letter}"))
-        bias = host._optional(lambda letter=letter: getattr(attention, f"b_{letter}"))
-        if weight is not None:
-            bias = weight.new_zeros(weight[:, 0].shape) if bias is None else bias
-            yield from (each[:: max(len(each) // heads, 1)] for each in (weight, bias))
+        found = host._optional(lambda letter=letter: _projection(host, layer, letter))
+        yield from (each[:: max(len(each) // heads, 1)] for each in found or ())
     if host._optional(lambda: host.W_O(layer)) is not None:
         yield from (host.W_O(layer), host.b_O(layer))
+
+
+def _projection(host: AbstractHost, layer: int, letter: str) -> tuple[Tensor, Tensor]:
+    """W and b of queries ("Q"), keys or values, as stored; b is zero where there is none."""
+    attention = host._block(layer).attn
+    weight = getattr(attention, f"W_{letter}").detach()
+    bias = host._optional(lambda: getattr(attention, f"b_{letter}"))
+    return weight, weight.new_zeros(weight[:, 0].shape) if bias is None else bias.detach()
 
 
 def folded_attention_weights(host: AbstractHost, layer: int) -> AttentionWeights:

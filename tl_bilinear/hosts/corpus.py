@@ -37,15 +37,10 @@ def _require_text(text: object) -> None:
 
 def token_batches(host: AbstractHost, texts: Iterable[str]) -> Iterator[tuple[int, list[Tensor]]]:
     """(index of the batch's first text, token rows), each text cut at the model's context."""
-    batch: list[Tensor] = []
     start = 0
-    for index, text in enumerate([texts] if isinstance(texts, str) else texts):
-        batch.append(host.to_tokens(text)[: host.n_ctx])
-        if len(batch) == BATCH:
-            yield start, batch
-            batch, start = [], index + 1
-    if batch:
+    for batch in row_batches(host, texts):
         yield start, batch
+        start += len(batch)
 
 
 def read_rows(

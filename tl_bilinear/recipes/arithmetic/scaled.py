@@ -67,8 +67,10 @@ def scaled_singly(problem: Problem, start: Edit) -> tuple[Edit, Outcome]:
                 for sign in (1, -1):
                     tried = list(best)
                     tried[place] += sign * move
+                    if tried[place] < 0:
+                        continue
                     found = outcome_of(problem, edit(tried))
-                    if tried[place] >= 0 and _gain(found) > _gain(outcome):
+                    if _gain(found) > _gain(outcome):
                         best, outcome = tried, found
                         break
             if best == before:
