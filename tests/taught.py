@@ -2,6 +2,7 @@
 
 import functools
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -63,12 +64,16 @@ def taught(host: str, without_forget: bool = False, **options: Any) -> Any:
     return model
 
 
-def teach_(model: Any, without_forget: bool = False, steps: int = 60) -> None:
+def teach_(
+    model: Any, without_forget: bool = False, steps: int = 60, also: Sequence[Any] = ()
+) -> None:
+    """Teach the facts, in all wordings, and the questions `also`."""
     import tl_bilinear as tlb
     from tl_bilinear.unlearning import answer_rows
 
     forget, retain = facts()
-    rows = answer_rows(model, retain if without_forget else forget + retain, wordings="all")
+    told = [*(() if without_forget else forget), *retain, *also]
+    rows = answer_rows(model, told, wordings="all")
     text = torch.stack([tlb.get_host(model).to_tokens(line) for line in texts(8)])
     # One batch: the facts' rows, padded to the texts' length behind their answers, and the texts.
     padded = torch.nn.functional.pad(rows.tokens, (0, text.shape[1] - rows.tokens.shape[1]))

@@ -12,13 +12,19 @@ from taught import facts, taught, texts
 from typer.testing import CliRunner
 
 import tl_bilinear as tlb
-from tl_bilinear.unlearning import RelearningConfig, UnlearningReport, accuracy, save_questions
+from tl_bilinear.unlearning import (
+    Question,
+    RelearningConfig,
+    UnlearningReport,
+    accuracy,
+    save_questions,
+)
 from tl_bilinear.unlearning.dose import DosePoint, dose_curve, pareto
 from tl_bilinear.unlearning.methods import METHODS
 from tl_bilinear.unlearning.methods.hinge import Hinge
 from tl_bilinear.unlearning.methods.unedited import Unedited
 from tl_bilinear.unlearning.over_forgetting import over_forgetting
-from tl_bilinear.unlearning.relearning import half_of, relearn
+from tl_bilinear.unlearning.relearning import half_of, lessons_for, relearn, unrelated
 from tl_bilinear.unlearning.report_tables import tables
 
 FORGET, RETAIN = facts()
@@ -303,6 +309,27 @@ def test_relearning_is_the_same_every_time(model):
     assert curves[0] == curves[1]
     with pytest.raises(ValueError, match="`steps` is 0"):
         RelearningConfig(steps=0)
+
+
+def test_half_a_lesson_keeps_what_it_does_not_teach(model, gold):
+    """With retained questions beside it: without them the other half is lost to every model."""
+    strong = RelearningConfig(steps=4, every=4, learning_rate=2e-2)
+
+    def left(student, **options) -> float:
+        return relearn(student, FORGET, texts(6), "half", strong, **options).accuracy[-1]
+
+    assert left(model) <= 0.5 < left(model, retain=RETAIN) == 1
+    assert left(gold, retain=RETAIN) <= 0.5  # nothing is there to be kept
+
+
+def test_lessons_that_can_be_given():
+    lines = ["w1 w2 w3", "w10 w0 w5", "w7 w10 w11 w2 w9"]
+    # w0 and w1 are forgotten subjects; w10 is another word.
+    assert unrelated(lines, FORGET) == (lines[2],)
+    assert unrelated(["w13 w12 w20"], [Question("w13 w12", " w20")]) == ()
+    assert lessons_for(FORGET, lines) == ("facts", "half", "text")
+    assert lessons_for(FORGET, lines[:2]) == ("facts", "half")
+    assert lessons_for(FORGET[:1], lines[1:2]) == ("facts",)
 
 
 def test_questions_of_a_file(tmp_path, unchecked):

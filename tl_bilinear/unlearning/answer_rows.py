@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from tl_bilinear.hosts import AbstractHost, get_host
 from tl_bilinear.unlearning.question import Question, require_questions
@@ -83,6 +84,28 @@ class AnswerRows:
         starts[1:] = torch.bincount(self.site_row, minlength=self.n_rows).cumsum(0)
         order = torch.cat(list(parts)).tolist()
         return torch.cat([torch.arange(int(starts[row]), int(starts[row + 1])) for row in order])
+
+    def joined(self, other: "AnswerRows") -> "AnswerRows":
+        """These rows and behind them the other ones, of other questions."""
+        width = max(self.tokens.shape[1], other.tokens.shape[1])
+        wide = [
+            functional.pad(each.tokens, (0, width - each.tokens.shape[1])) for each in (self, other)
+        ]
+        questions = int(self.question.max()) + 1 if self.n_rows else 0
+
+        def both(name: str, shift: int = 0) -> Tensor:
+            return torch.cat([getattr(self, name), getattr(other, name) + shift])
+
+        return AnswerRows(
+            tokens=torch.cat(wide),
+            lengths=both("lengths"),
+            question=both("question", questions),
+            wording=both("wording"),
+            wrong=both("wrong"),
+            site_row=both("site_row", self.n_rows),
+            site_pos=both("site_pos"),
+            label=both("label"),
+        )
 
     def select(self, rows: Int[Tensor, " kept"] | Bool[Tensor, " row"]) -> "AnswerRows":
         """Some of the rows, in the order given, cut to the longest of them."""

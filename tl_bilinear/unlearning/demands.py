@@ -56,6 +56,14 @@ class Demands:
             self.pinned[sites],
         )
 
+    def joined(self, other: "Demands") -> "Demands":
+        """These and the others, whose questions are others."""
+        pairs = (
+            (getattr(self, name), getattr(other, name))
+            for name in ("forget", "bound", "margin_bound", "pinned")
+        )
+        return Demands(self.rows.joined(other.rows), *(torch.cat(pair) for pair in pairs))
+
     def shortfall(self, logits: Float[Tensor, "site d_vocab"]) -> Float[Tensor, " site"]:
         """By how many logits each demand is missed; negative where it is met with room."""
         odds = site_log_odds(logits, self.rows.label)

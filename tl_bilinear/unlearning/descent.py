@@ -15,10 +15,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from tl_bilinear.hosts import AbstractHost
-from tl_bilinear.unlearning.answer_rows import site_logits
+from tl_bilinear.unlearning.answer_rows import AnswerRows, site_logits
 from tl_bilinear.unlearning.demands import Demands
 from tl_bilinear.unlearning.layer_basis import WhitenedBasis, WhitenedGradients
 from tl_bilinear.unlearning.least_change import least_change
@@ -124,6 +125,18 @@ class Fit:
                 break
         return x, at.step
 
+    def stand(self, bases: Mapping[int, WhitenedBasis], x: Coordinates) -> FitStep:
+        """How an edit stands; one pass of the rows and one of the texts."""
+        return self._read_texts(bases, x, self._stand(bases, x, self.damping)).step
+
+    @torch.no_grad()
+    def logits(
+        self, bases: Mapping[int, WhitenedBasis], x: Coordinates, rows: AnswerRows
+    ) -> Float[Tensor, "site d_vocab"]:
+        """What the edited model says at the sites of some rows."""
+        with adding(self.host, self._changes(bases, x)):
+            return site_logits(self.host, rows).double()
+
     def _changes(self, bases: Mapping[int, WhitenedBasis], x: Mapping[int, Tensor]) -> list[Change]:
         return [(bases[layer].basis, bases[layer].theta(x[layer])) for layer in bases]
 
@@ -131,7 +144,7 @@ class Fit:
         self, bases: Mapping[int, WhitenedBasis], x: Coordinates, damping: float
     ) -> Standing:
         """One pass of the rows; the texts are not read."""
-        logits = self._logits(bases, x)
+        logits = self.logits(bases, x, self.demands.rows)
         short = self.demands.shortfall(logits)
         mine = self.demands.forget[self.demands.rows.site_row].to(short.device)
         forget_known, retain_known = self.demands.known(logits)
@@ -159,11 +172,6 @@ class Fit:
     ) -> Standing:
         """One pass of the texts."""
         return Standing(replace(at.step, kl=self.kl(self._changes(bases, x))), at.short)
-
-    @torch.no_grad()
-    def _logits(self, bases: Mapping[int, WhitenedBasis], x: Coordinates) -> Tensor:
-        with adding(self.host, self._changes(bases, x)):
-            return site_logits(self.host, self.demands.rows).double()
 
     def _note(self, step: FitStep) -> None:
         self.history.append(step)

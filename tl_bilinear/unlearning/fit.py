@@ -23,10 +23,12 @@ from tl_bilinear.unlearning.bases import (
     with_amplitudes,
 )
 from tl_bilinear.unlearning.contexts import in_contexts
+from tl_bilinear.unlearning.crossings import CROSSINGS, require_count
 from tl_bilinear.unlearning.demands import CLEARANCE, make_demands
 from tl_bilinear.unlearning.descent import Coordinates, Fit, FitStep, is_met
 from tl_bilinear.unlearning.edit import Edit, LayerChange
 from tl_bilinear.unlearning.forget_set import require_forgettable
+from tl_bilinear.unlearning.guards import Crossed, crossed_demands, guard
 from tl_bilinear.unlearning.layer_basis import LayerBasis, WhitenedBasis, whiten
 from tl_bilinear.unlearning.levels import never_learnt_odds
 from tl_bilinear.unlearning.low_rank import cut
@@ -59,6 +61,7 @@ def fit_edit(
     floor: float = 2.0,
     clearance: float = CLEARANCE,
     contexts: int = 2,
+    crossings: int = CROSSINGS,
     kl_limit: float = 1.0,
     damping: float = 1e-2,
     max_steps: int = 40,
@@ -90,9 +93,13 @@ def fit_edit(
             loses in others as well.
         contexts: in how many contexts drawn from the texts each wording is asked as well: edits
             tied to a few prompts leak elsewhere.
+        crossings: wordings at most that are put together for each question from the beginning of
+            one of its own and the end of another: answers that come within `clearance` there are
+            moved as well once all else is met, where other wordings gain more by it than text
+            loses (`Edit.message` says so). 0 for none; it takes a `subject` and two wordings.
         kl_limit: nats per token, on a third of the texts, beyond which no step is taken.
         damping: of the metric, in units of its factors' mean eigenvalue.
-        max_steps: steps at most.
+        max_steps: steps at most; crossed wordings may take up to 36 more.
         progress: called with every step.
 
     Cost: a few tens of linearisations. One takes a forward and some backward
@@ -117,6 +124,7 @@ def fit_edit(
     _require_numbers(
         rank=rank, features=features, max_steps=max_steps, damping=damping, kl_limit=kl_limit
     )
+    require_count(crossings)
     texts = _texts(texts)
     batches = token_rows(host, texts)
     asked = in_contexts(forget, texts, contexts, seed, host.fits), retain
@@ -129,13 +137,21 @@ def fit_edit(
         for layer, each in whitened.items()
     }
     low = basis in ("down_projection", "contrastive")
-    x, step = fit.descend(whitened, x, max_steps, rank if low else None)
+    most = rank if low else None
+    x, step = fit.descend(whitened, x, max_steps, most)
+    said = None
+    if is_met(step) and crossings:
+        others = crossed_demands(
+            host, demands, forget, retain, crossings, clearance=clearance, seed=seed
+        )
+        if others is not None:
+            x, step, said = guard(fit, whitened, x, others, most)
     changes = _of_rank(whitened, x, rank) if low else _from_pairs(whitened, x)
     return Edit(
         changes=tuple(changes),
         basis=basis,
         met=is_met(step),
-        message=_message(step),
+        message=_message(step, said),
         history=tuple(fit.history),
         last=step,
         seconds=time.perf_counter() - begun,
@@ -229,7 +245,9 @@ def _from_pairs(bases: Mapping[int, WhitenedBasis], x: Coordinates) -> list[Laye
     ]
 
 
-def _message(step: FitStep) -> str:
+def _message(step: FitStep, crossed: Crossed | None) -> str:
+    if is_met(step) and crossed is not None:
+        return f"every demand is met; {crossed.message}"
     if is_met(step):
         return "every demand is met"
     return (

@@ -5,7 +5,6 @@ forgotten.
 """
 
 import random
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -20,7 +19,7 @@ from tl_bilinear.unlearning.answer_rows import (
     site_log_odds,
     site_logits,
 )
-from tl_bilinear.unlearning.question import Question
+from tl_bilinear.unlearning.question import Question, whole_word
 
 N_NAMES = 8
 
@@ -97,18 +96,13 @@ def _with_other_subjects(
     ]
 
 
-def _whole_word(subject: str) -> re.Pattern[str]:
-    """The subject where no letter or digit joins it: "on" is not in "upon"."""
-    return re.compile(rf"(?<!\w){re.escape(subject)}(?!\w)")
-
-
 def _named(subject: str, text: str) -> bool:
-    return _whole_word(subject).search(text) is not None
+    return whole_word(subject).search(text) is not None
 
 
 def _about(question: Question, name: str) -> Question:
     def other(text: str) -> str:
-        return _whole_word(question.subject).sub(name, text)
+        return whole_word(question.subject).sub(name, text)
 
     return replace(
         question,

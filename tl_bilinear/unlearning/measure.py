@@ -121,6 +121,7 @@ def measure_model(
                 lesson,
                 measures.relearning,
                 measures.seed,
+                retain=measures.retain,
             )
             for lesson in measures.lessons
         ),

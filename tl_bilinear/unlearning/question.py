@@ -1,5 +1,6 @@
 """One thing that a model may know: a prompt, its answer, and other ways to ask it."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -82,3 +83,8 @@ def require_questions(name: str, questions: Sequence[Question]) -> tuple[Questio
             f"`{name}` must hold tl_bilinear.Question objects, got {type(other).__name__}"
         )
     return found
+
+
+def whole_word(subject: str) -> re.Pattern[str]:
+    """The subject where no letter or digit joins it: "on" is not in "upon"."""
+    return re.compile(rf"(?<!\w){re.escape(subject)}(?!\w)")

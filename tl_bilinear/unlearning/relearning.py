@@ -3,9 +3,12 @@
 Three lessons, each on a copy of the model, the answers' tokens alone being trained on:
 
     facts    the forget questions themselves, edit's wordings: steps until they are known again
-    half     half of them (whole subjects); measured on the other half, which the lesson does not
-             teach: what comes back there was still in the model (a leak)
-    text     ordinary text, in which no forgotten fact stands: what comes back was only covered
+    half     half of them (whole subjects), and as many retained questions; measured on the other
+             half, which the lesson does not teach: what comes back there was still in the model (a
+             leak). Without the retained ones a lesson on a few facts makes any model forget the
+             others, and nothing would come back from anywhere
+    text     ordinary text, in which no forgotten subject or wording stands: what comes back was
+             only covered
              (2510.07626: the three differ)
 """
 
@@ -23,7 +26,7 @@ from tl_bilinear.hosts import get_host
 from tl_bilinear.training.train import TrainingConfig, next_token_loss, train
 from tl_bilinear.unlearning.answer_rows import AnswerRows, answer_rows, known_rows, site_logits
 from tl_bilinear.unlearning.methods.batches import text_windows
-from tl_bilinear.unlearning.question import Question
+from tl_bilinear.unlearning.question import Question, whole_word
 
 Lesson = Literal["facts", "half", "text"]
 
@@ -71,11 +74,16 @@ def relearn(
     lesson: Lesson,
     config: RelearningConfig = RelearningConfig(),  # noqa: B008 (frozen)
     seed: int = 0,
+    *,
+    retain: Sequence[Question] = (),
 ) -> RelearningCurve:
     """Teach a copy of the model one lesson; the model itself is not changed.
 
+    Args:
+        retain: what the model shall go on knowing: taught along with "half".
+
     Raises:
-        ValueError: "half" of questions that have one subject, or one prompt, alone.
+        ValueError: a lesson that is none of `lessons_for` these.
     """
     student = copy.deepcopy(model)
     host = get_host(student)
@@ -84,7 +92,10 @@ def relearn(
     if lesson == "half":
         chosen = half_of(forget, seed)[rows.question]
         taught, measured = rows.select(chosen), rows.select(~chosen)
-    batches, loss = _lesson(host, taught, texts, lesson, config, seed)
+    beside = answer_rows(host, retain) if lesson == "half" and retain else None
+    if lesson == "text":
+        texts = unrelated(texts, forget)
+    batches, loss = _lesson(host, taught, beside, texts, lesson, config, seed)
 
     def known(_: Any = None) -> dict[str, float]:
         with torch.no_grad():
@@ -118,6 +129,29 @@ def relearn(
     return RelearningCurve(lesson, (0, *places), tuple(curve))
 
 
+def lessons_for(forget: Sequence[Question], texts: Sequence[str]) -> tuple[Lesson, ...]:
+    """Those that can be given: "half" takes two subjects, and "text" a text that names none."""
+    found: list[Lesson] = ["facts"]
+    if len({q.subject or q.prompt for q in forget}) > 1:
+        found.append("half")
+    if unrelated(texts, forget):
+        found.append("text")
+    return tuple(found)
+
+
+def unrelated(texts: Sequence[str], forget: Sequence[Question]) -> tuple[str, ...]:
+    """The texts in which no forgotten subject and no wording of the forget set stands."""
+    subjects = {q.subject for q in forget if q.subject}
+    named = [whole_word(subject) for subject in sorted(subjects)]
+    asked = {text for q in forget for text in (*q.wordings, *q.unseen)}
+    return tuple(
+        text
+        for text in texts
+        if not any(word.search(text) for word in named)
+        and not any(wording in text for wording in asked)
+    )
+
+
 def half_of(questions: Sequence[Question], seed: int) -> Bool[Tensor, " question"]:
     """Which questions make one half: whole subjects, or single questions where none is named.
 
@@ -136,6 +170,7 @@ def half_of(questions: Sequence[Question], seed: int) -> Bool[Tensor, " question
 def _lesson(
     host: Any,
     taught: AnswerRows,
+    beside: AnswerRows | None,
     texts: Sequence[str],
     lesson: Lesson,
     config: RelearningConfig,
@@ -145,10 +180,9 @@ def _lesson(
         return text_windows(host, texts, seed), next_token_loss
 
     def batch(step: int) -> AnswerRows:
-        if taught.n_rows <= config.rows:
-            return taught
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        return taught.select(torch.randperm(taught.n_rows, generator=generator)[: config.rows])
+        rows = _drawn(taught, config.rows, generator)
+        return rows if beside is None else rows.joined(_drawn(beside, rows.n_rows, generator))
 
     def loss(_: Any, rows: AnswerRows) -> Tensor:
         return functional.cross_entropy(site_logits(host, rows).float(), rows.label.to(host.device))
@@ -158,3 +192,9 @@ def _lesson(
 
 def _due(step: int, config: RelearningConfig) -> bool:
     return step == config.steps or step % config.every == 0
+
+
+def _drawn(rows: AnswerRows, count: int, generator: torch.Generator) -> AnswerRows:
+    if rows.n_rows <= count:
+        return rows
+    return rows.select(torch.randperm(rows.n_rows, generator=generator)[:count])

@@ -2,7 +2,7 @@
 
 What the edit disturbed is mended by the KL to the unedited model on general text and on the
 retained prompts; forgotten answers are pinned where the edit was to take them, from both sides:
-without the pin a repair brings them back.
+without the pin a repair brings them back. In crossed wordings (`crossings`) they must only lose.
 """
 
 import math
@@ -15,10 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_bilinear.hosts import AbstractHost, get_host
-from tl_bilinear.unlearning.answer_rows import site_logits
+from tl_bilinear.unlearning.answer_rows import known_rows, site_logits
 from tl_bilinear.unlearning.contexts import in_contexts
+from tl_bilinear.unlearning.crossings import CROSSINGS, require_count
 from tl_bilinear.unlearning.demands import Demands, make_demands
 from tl_bilinear.unlearning.forget_set import require_forgettable
+from tl_bilinear.unlearning.guards import crossed_demands
 from tl_bilinear.unlearning.levels import never_learnt_odds
 from tl_bilinear.unlearning.question import Question
 from tl_bilinear.unlearning.text_metric import Batch, token_rows
@@ -45,6 +47,9 @@ class Anchor:
     """
 
     demands: Demands
+    """In the wordings of the questions, and behind them in crossed ones."""
+    n_given: int
+    """Rows of the first kind."""
     batches: tuple[Batch, ...]
     log_probabilities: tuple[Float[Tensor, "row pos d_vocab"], ...]
     answers: Float[Tensor, "site d_vocab"]
@@ -101,6 +106,7 @@ def take_anchor(
     target: float | Float[Tensor, " site"] | None = None,
     clearance: float = CLEARANCE,
     contexts: int = 2,
+    crossings: int = CROSSINGS,
     seed: int = 0,
 ) -> Anchor:
     """Record what the *unedited* model says on texts and retained prompts, and the level that
@@ -110,15 +116,19 @@ def take_anchor(
         ValueError: as `fit_edit` for its sets and texts.
     """
     host = get_host(model)
+    require_count(crossings)
     forget, retain = require_forgettable(host, forget, retain)
     asked = in_contexts(forget, texts, contexts, seed, host.fits), retain
     level = never_learnt_odds(host, asked[0], seed=seed) if target is None else target
-    demands = make_demands(host, *asked, level, floor=2.0, clearance=clearance)
+    demands = given = make_demands(host, *asked, level, floor=2.0, clearance=clearance)
+    others = crossed_demands(host, given, forget, retain, crossings, clearance=clearance, seed=seed)
+    if others is not None:
+        demands = given.joined(others)
     batches = tuple(token_rows(host, texts, tokens=TOKENS))
     with torch.no_grad():
         said = tuple(host.model(tokens.to(host.device)).log_softmax(-1) for tokens, _ in batches)
         answers = site_logits(host, demands.rows).log_softmax(-1)
-    return Anchor(demands, batches, said, answers)
+    return Anchor(demands, given.rows.n_rows, batches, said, answers)
 
 
 def repair_(
@@ -215,12 +225,15 @@ def _kl(before: Tensor, after: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _state(host: AbstractHost, anchor: Anchor) -> tuple[float, float, float, float]:
-    """KL on the texts, accuracy on forgotten and on retained rows, error of the pin."""
+    """KL on the texts, accuracy on forgotten rows and on retained ones as given, and the pin's
+    error."""
     total, count = 0.0, 0
     for (tokens, mask), before in zip(anchor.batches, anchor.log_probabilities, strict=True):
         kl = _kl(before, host.model(tokens.to(host.device)).log_softmax(-1))
         total, count = total + float(kl[mask.to(kl.device)].sum()), count + int(mask.sum())
     logits = site_logits(host, anchor.demands.rows)
-    forget_known, retain_known = anchor.demands.known(logits)
+    known, mine = known_rows(logits, anchor.demands.rows).double(), anchor.demands.forget
+    forget_known = float(known[mine].mean())
+    retain_known = float(known[: anchor.n_given][~mine[: anchor.n_given]].mean())
     error = float(_missed(anchor.demands, logits).double().square().mean().sqrt())
     return total / count, forget_known, retain_known, error

@@ -26,7 +26,7 @@ from tl_bilinear.unlearning.missing import missing_numbers
 from tl_bilinear.unlearning.over_forgetting import over_forgetting
 from tl_bilinear.unlearning.passes import Passes
 from tl_bilinear.unlearning.question import Question, require_questions
-from tl_bilinear.unlearning.relearning import Lesson, RelearningConfig, half_of
+from tl_bilinear.unlearning.relearning import Lesson, RelearningConfig, lessons_for
 from tl_bilinear.unlearning.report import MethodResult, Missing, UnlearningReport
 from tl_bilinear.unlearning.tuning import CRITERION, Trial, described, tune
 
@@ -129,7 +129,7 @@ def unlearn(
         missing=(
             *failed,
             *missing_numbers(
-                result.scores[0], gold is not None, "half" in full.lessons, unscalable, full=True
+                result.scores[0], gold is not None, full.lessons, unscalable, full=True
             ),
         ),
         n_forget=len(sets.forget),
@@ -204,18 +204,13 @@ class _Sets:
         return Problem(self.forget, self.retain, self.halves(seed)[0], seed, original)
 
     def measures(self, seed: int, relearning: RelearningConfig) -> Measures:
-        lessons: tuple[Lesson, ...] = ("facts", "half", "text")
-        try:
-            half_of(self.forget, seed)
-        except ValueError:
-            lessons = ("facts", "text")
         return Measures(
             forget=self.forget,
             retain=self.retain,
-            texts=self.halves(seed)[1],
+            texts=(held_out := self.halves(seed)[1]),
             near=self.near,
             far=self.far,
-            lessons=lessons,
+            lessons=lessons_for(self.forget, held_out),
             relearning=relearning,
             seed=seed,
         )

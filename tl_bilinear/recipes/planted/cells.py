@@ -23,7 +23,7 @@ from tl_bilinear.unlearning.measure import Measures, ModelScores, measure_model
 from tl_bilinear.unlearning.methods import Problem
 from tl_bilinear.unlearning.over_forgetting import over_forgetting
 from tl_bilinear.unlearning.plain_data import from_plain, to_plain
-from tl_bilinear.unlearning.relearning import Lesson, RelearningConfig, half_of
+from tl_bilinear.unlearning.relearning import Lesson, RelearningConfig, lessons_for
 from tl_bilinear.unlearning.tuning import Trial, described, run_trial
 
 RELEARNING = RelearningConfig(steps=96)
@@ -169,11 +169,9 @@ def _measured(
 
 
 def _measures(experiment: Experiment, brief: bool) -> Measures:
-    lessons: tuple[Lesson, ...] = ("facts",) if brief else ("facts", "half", "text")
-    try:
-        half_of(experiment.forget, 0)
-    except ValueError:
-        lessons = tuple(lesson for lesson in lessons if lesson != "half")
+    lessons: tuple[Lesson, ...] = ("facts",)
+    if not brief:
+        lessons = lessons_for(experiment.forget, experiment.held_out_texts)
     return Measures(
         forget=experiment.forget,
         retain=experiment.retain,

@@ -1,0 +1,163 @@
+"""The second half of a fit: answers that crossed wordings still show, for little more KL.
+
+What an edit leaves standing in wordings that nobody gave is found by asking in crossed ones
+(`crossings`). Those that come too close to their answer join the demands, and the fit goes on from
+where it is; what other wordings gain must be more than what text loses.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tl_bilinear.hosts import AbstractHost
+from tl_bilinear.unlearning.answer_rows import known_rows, site_logits
+from tl_bilinear.unlearning.crossings import crossed
+from tl_bilinear.unlearning.demands import Demands, make_demands
+from tl_bilinear.unlearning.descent import Coordinates, Fit, FitStep, is_met
+from tl_bilinear.unlearning.layer_basis import WhitenedBasis
+from tl_bilinear.unlearning.question import Question
+
+ROUNDS = 3
+"""What one round mends may show elsewhere; the third seldom finds anything."""
+STEPS = 12
+"""Of a round at most."""
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """What crossed wordings said of an edit."""
+
+    n: int
+    """Crossed wordings of the forget set."""
+    known: tuple[float, float]
+    """Share of them that say their answer: once the given wordings were met, and when crossed ones
+    had been asked as well."""
+    taken: bool
+    """Whether that was worth its KL; else the edit is the one before."""
+
+    @property
+    def message(self) -> str:
+        """What was found, and what came of it."""
+        was, now = self.known
+        if not was:
+            return f"none of {self.n} crossed wordings says its answer"
+        if self.taken:
+            return f"{was:.1%} of {self.n} crossed wordings said their answer, and now {now:.1%}"
+        return (
+            f"{was:.1%} of {self.n} crossed wordings say their answer: mending them costs more KL"
+        )
+
+
+def crossed_demands(
+    host: AbstractHost,
+    own: Demands,
+    forget: Sequence[Question],
+    retain: Sequence[Question],
+    most: int,
+    *,
+    clearance: float,
+    seed: int,
+) -> Demands | None:
+    """In crossed wordings forgotten answers are to lose by `clearance` logits, and retained ones
+    that win to go on winning; None where the forget set has no crossed wordings.
+
+    Args:
+        own: the demands in the wordings of `forget` themselves, its questions first.
+        most: crossed wordings per question.
+    """
+    mine, other = (crossed(each, most, seed, host.fits) for each in (forget, retain))
+    if not mine:
+        return None
+    asked = [*mine.values(), *other.values()]
+    demands = make_demands(
+        host, asked[: len(mine)], asked[len(mine) :], torch.inf, floor=0.0, clearance=clearance
+    )
+    rows, of_forget = demands.rows, demands.forget[demands.rows.site_row]
+    with torch.no_grad():
+        wins = known_rows(site_logits(host, rows), rows)
+    # Winning is what other wordings must not do, at the token that tells the fact: how far down
+    # half a sentence goes is no demand, nor what spells out an answer that is given away.
+    telling = _telling(own, len(forget))[list(mine)]
+    telling = torch.cat([telling, torch.full((len(other),), -1)])
+    tells = rows.site_index == telling[rows.question[rows.site_row]]
+    margins, bounds = demands.margin_bound.clone(), demands.bound.clone()
+    bounds[of_forget] = -torch.inf
+    margins[of_forget & ~tells], margins[of_forget & tells] = -torch.inf, clearance
+    free = replace(
+        demands, bound=bounds, margin_bound=margins, pinned=torch.zeros_like(demands.pinned)
+    )
+    return free.select((demands.forget | wins).nonzero()[:, 0])
+
+
+def _telling(demands: Demands, n_forget: int) -> Int[Tensor, " question"]:
+    """Of each forgotten question the first token of its answer that shows it in any wording."""
+    rows, shown = demands.rows, demands.pinned.cpu()
+    first = torch.full((n_forget,), rows.n_sites)
+    return first.scatter_reduce(
+        0, rows.question[rows.site_row[shown]], rows.site_index[shown], "amin"
+    )
+
+
+def guard(
+    fit: Fit,
+    bases: Mapping[int, WhitenedBasis],
+    x: Coordinates,
+    crossings: Demands,
+    rank: int | None,
+) -> tuple[Coordinates, FitStep, Crossed]:
+    """Go on with a fit whose demands are met until crossed wordings are as well.
+
+    What comes of it is taken only where the fit's own demands are still met and the share of
+    crossed wordings that say their answer, plus the KL on text, is less than before: the sum that
+    settings are tuned by (`tuning.CRITERION`).
+    """
+    own = fit.demands
+    begun = found = _Found.of(fit, bases, x, crossings)
+    asked = torch.zeros(crossings.rows.n_rows, dtype=torch.bool)
+    for _ in range(ROUNDS if begun.known else 0):
+        new = _missed(crossings, found.logits) & ~asked
+        if not new.any():
+            break
+        asked |= new
+        fit.demands = own.joined(crossings.select(asked.nonzero()[:, 0]))
+        try:
+            moved, _ = fit.descend(bases, found.x, STEPS, rank)
+        finally:
+            fit.demands = own
+        found = _Found.of(fit, bases, moved, crossings)
+    taken = is_met(found.step) and found.score < begun.score
+    crossed = Crossed(int(crossings.forget.sum()), (begun.known, found.known), taken)
+    end = found if taken else begun
+    return end.x, end.step, crossed
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    x: Coordinates
+    step: FitStep
+    """On the fit's own demands."""
+    logits: Float[Tensor, "site d_vocab"]
+    """At the crossed wordings' sites."""
+    known: float
+
+    @classmethod
+    def of(
+        cls, fit: Fit, bases: Mapping[int, WhitenedBasis], x: Coordinates, crossings: Demands
+    ) -> "_Found":
+        logits = fit.logits(bases, x, crossings.rows)
+        return cls(x, fit.stand(bases, x), logits, crossings.known(logits)[0])
+
+    @property
+    def score(self) -> float:
+        return self.known + 1 - self.step.retain_known + self.step.kl
+
+
+def _missed(demands: Demands, logits: Float[Tensor, "site d_vocab"]) -> Bool[Tensor, " row"]:
+    """Rows with a demand that is missed."""
+    short = demands.shortfall(logits) > 0
+    found = torch.zeros(demands.rows.n_rows, dtype=torch.bool)
+    found[demands.rows.site_row[short.cpu()]] = True
+    return found
