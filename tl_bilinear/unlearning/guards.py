@@ -21,7 +21,7 @@ from tl_bilinear.unlearning.layer_basis import WhitenedBasis
 from tl_bilinear.unlearning.question import Question
 
 ROUNDS = 3
-"""What one round mends may show elsewhere; the third seldom finds anything."""
+"""What one round mends may show elsewhere; mostly the first is enough."""
 STEPS = 12
 """Of a round at most."""
 
@@ -117,11 +117,10 @@ def guard(
     own = fit.demands
     begun = found = _Found.of(fit, bases, x, crossings)
     asked = torch.zeros(crossings.rows.n_rows, dtype=torch.bool)
-    for _ in range(ROUNDS if begun.known else 0):
-        new = _missed(crossings, found.logits) & ~asked
-        if not new.any():
+    for _ in range(ROUNDS):
+        if not found.known:
             break
-        asked |= new
+        asked |= _missed(crossings, found.logits)
         fit.demands = own.joined(crossings.select(asked.nonzero()[:, 0]))
         try:
             moved, _ = fit.descend(bases, found.x, STEPS, rank)
