@@ -224,7 +224,7 @@ def test_a_repair_leaves_crossed_wordings_forgotten(model):
             known.append(accuracy(model, questions))
     finally:
         model.load_state_dict(kept)
-    assert known[0] < 0.1 and known[1] > 0.25
+    assert known[0] < 0.1 and known[1] > 0.15
 
 
 @pytest.mark.parametrize("count", [-1, 1.5])
