@@ -313,13 +313,18 @@ def test_relearning_is_the_same_every_time(model):
 
 def test_half_a_lesson_keeps_what_it_does_not_teach(model, gold):
     """With retained questions beside it: without them the other half is lost to every model."""
-    strong = RelearningConfig(steps=4, every=4, learning_rate=2e-2)
+    strong = RelearningConfig(steps=16, every=2, learning_rate=2e-2)
 
     def left(student, **options) -> float:
-        return relearn(student, FORGET, texts(6), "half", strong, **options).accuracy[-1]
+        """Mean over the steps and four ways to halve the facts."""
+        curves = [
+            relearn(student, FORGET, texts(6), "half", strong, seed, **options).accuracy[1:]
+            for seed in range(4)
+        ]
+        return float(torch.tensor(curves).mean())
 
-    assert left(model) <= 0.5 < left(model, retain=RETAIN) == 1
-    assert left(gold, retain=RETAIN) <= 0.5  # nothing is there to be kept
+    assert left(model, retain=RETAIN) > left(model) + 0.15
+    assert left(gold, retain=RETAIN) < left(model, retain=RETAIN) - 0.15  # nothing to be kept
 
 
 def test_lessons_that_can_be_given():
