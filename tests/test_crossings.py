@@ -58,7 +58,7 @@ def test_crossings_are_beginnings_with_ends():
     assert set(found.wordings) == brute(COLOR) and len(found.wordings) > 20
     assert "The color that Ada Byron loves color is" in found.wordings
     assert "The color that Ada Byron likes" in found.wordings
-    # Of three words one is drawn for each seed, always the same.
+    # Fewer are drawn, by one seed always the same.
     few = crossed([COLOR], 5, seed=1)[0].wordings
     assert (
         len(few) == 5 and set(few) < brute(COLOR) and few == crossed([COLOR], 5, seed=1)[0].wordings
@@ -185,7 +185,7 @@ def test_an_edit_as_dear_that_asks_none_leaves_them(model):
 
 
 def test_what_costs_more_than_it_gains_is_not_taken(model, monkeypatch):
-    """Where retained answers would go, the edit is the one without crossed wordings, to the bit."""
+    """Where the sum does not fall, the edit is the one without crossed wordings, to the bit."""
     from tl_bilinear.unlearning import guards
 
     monkeypatch.setattr(guards._Found, "score", property(lambda self: -self.known))
@@ -193,6 +193,14 @@ def test_what_costs_more_than_it_gains_is_not_taken(model, monkeypatch):
     assert "costs more KL" in edit.message and edit.last.cost == plain.last.cost
     for one, other in zip(plain.changes, edit.changes, strict=True):
         assert torch.equal(one.weight, other.weight)
+
+
+def test_what_unmends_given_wordings_is_not_taken(model, monkeypatch):
+    from tl_bilinear.unlearning import guards
+
+    monkeypatch.setattr(guards, "is_met", lambda step: False)
+    plain, edit = fitted(model, 0), fitted(model, 8)
+    assert "unmends given ones" in edit.message and edit.last.cost == plain.last.cost
 
 
 def test_where_none_says_its_answer_nothing_is_done():

@@ -145,7 +145,7 @@ def fit_edit(
             host, demands, forget, retain, crossings, clearance=clearance, seed=seed
         )
         if others is not None:
-            x, step, said = guard(fit, whitened, x, others, most)
+            x, step, said = guard(fit, whitened, x, step, others, most)
     changes = _of_rank(whitened, x, rank) if low else _from_pairs(whitened, x)
     return Edit(
         changes=tuple(changes),

@@ -35,8 +35,10 @@ class Crossed:
     known: tuple[float, float]
     """Share of them that say their answer: once the given wordings were met, and when crossed ones
     had been asked as well."""
+    met: bool
+    """Whether the demands in the given wordings were met then as well."""
     taken: bool
-    """Whether that was worth its KL; else the edit is the one before."""
+    """Whether they were, and it was worth its KL; else the edit is the one before."""
 
     @property
     def message(self) -> str:
@@ -46,9 +48,8 @@ class Crossed:
             return f"none of {self.n} crossed wordings says its answer"
         if self.taken:
             return f"{was:.1%} of {self.n} crossed wordings said their answer, and now {now:.1%}"
-        return (
-            f"{was:.1%} of {self.n} crossed wordings say their answer: mending them costs more KL"
-        )
+        why = "mending them costs more KL" if self.met else "mending them unmends given ones"
+        return f"{was:.1%} of {self.n} crossed wordings say their answer: {why}"
 
 
 def crossed_demands(
@@ -83,13 +84,10 @@ def crossed_demands(
     telling = _telling(own, len(forget))[list(mine)]
     telling = torch.cat([telling, torch.full((len(other),), -1)])
     tells = rows.site_index == telling[rows.question[rows.site_row]]
-    margins, bounds = demands.margin_bound.clone(), demands.bound.clone()
-    bounds[of_forget] = -torch.inf
+    margins = demands.margin_bound.clone()
     margins[of_forget & ~tells], margins[of_forget & tells] = -torch.inf, clearance
-    free = replace(
-        demands, bound=bounds, margin_bound=margins, pinned=torch.zeros_like(demands.pinned)
-    )
-    return free.select((demands.forget | wins).nonzero()[:, 0])
+    losing = replace(demands, margin_bound=margins, pinned=torch.zeros_like(demands.pinned))
+    return losing.select((demands.forget | wins).nonzero()[:, 0])
 
 
 def _telling(demands: Demands, n_forget: int) -> Int[Tensor, " question"]:
@@ -105,6 +103,7 @@ def guard(
     fit: Fit,
     bases: Mapping[int, WhitenedBasis],
     x: Coordinates,
+    step: FitStep,
     crossings: Demands,
     rank: int | None,
 ) -> tuple[Coordinates, FitStep, Crossed]:
@@ -113,9 +112,12 @@ def guard(
     What comes of it is taken only where the fit's own demands are still met and the share of
     crossed wordings that say their answer, plus the KL on text, is less than before: the sum that
     settings are tuned by (`tuning.CRITERION`).
+
+    Args:
+        step: how the fit stands at x.
     """
     own = fit.demands
-    begun = found = _Found.of(fit, bases, x, crossings)
+    begun = found = _Found.of(fit, bases, x, step, crossings)
     asked = torch.zeros(crossings.rows.n_rows, dtype=torch.bool)
     for _ in range(ROUNDS):
         if not found.known:
@@ -126,9 +128,10 @@ def guard(
             moved, _ = fit.descend(bases, found.x, STEPS, rank)
         finally:
             fit.demands = own
-        found = _Found.of(fit, bases, moved, crossings)
-    taken = is_met(found.step) and found.score < begun.score
-    crossed = Crossed(int(crossings.forget.sum()), (begun.known, found.known), taken)
+        found = _Found.of(fit, bases, moved, fit.stand(bases, moved), crossings)
+    met = is_met(found.step)
+    taken = met and found.score < begun.score
+    crossed = Crossed(int(crossings.forget.sum()), (begun.known, found.known), met, taken)
     end = found if taken else begun
     return end.x, end.step, crossed
 
@@ -144,10 +147,15 @@ class _Found:
 
     @classmethod
     def of(
-        cls, fit: Fit, bases: Mapping[int, WhitenedBasis], x: Coordinates, crossings: Demands
+        cls,
+        fit: Fit,
+        bases: Mapping[int, WhitenedBasis],
+        x: Coordinates,
+        step: FitStep,
+        crossings: Demands,
     ) -> "_Found":
         logits = fit.logits(bases, x, crossings.rows)
-        return cls(x, fit.stand(bases, x), logits, crossings.known(logits)[0])
+        return cls(x, step, logits, crossings.known(logits)[0])
 
     @property
     def score(self) -> float:

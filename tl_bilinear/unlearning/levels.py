@@ -19,7 +19,7 @@ from tl_bilinear.unlearning.answer_rows import (
     site_log_odds,
     site_logits,
 )
-from tl_bilinear.unlearning.question import Question, whole_word
+from tl_bilinear.unlearning.question import Question, named, whole_word
 
 N_NAMES = 8
 
@@ -43,7 +43,7 @@ def never_learnt_odds(
         if (
             invented
             and question.subject
-            and all(_named(question.subject, text) for text in question.wordings)
+            and all(named(question.subject, text) for text in question.wordings)
         ):
             by_subject.append(index)
         elif question.wrong:
@@ -94,10 +94,6 @@ def _with_other_subjects(
     return [
         odds[of_question == index].view(len(names), -1).mean(0) for index in range(len(questions))
     ]
-
-
-def _named(subject: str, text: str) -> bool:
-    return whole_word(subject).search(text) is not None
 
 
 def _about(question: Question, name: str) -> Question:

@@ -88,3 +88,8 @@ def require_questions(name: str, questions: Sequence[Question]) -> tuple[Questio
 def whole_word(subject: str) -> re.Pattern[str]:
     """The subject where no letter or digit joins it: "on" is not in "upon"."""
     return re.compile(rf"(?<!\w){re.escape(subject)}(?!\w)")
+
+
+def named(subject: str, text: str) -> bool:
+    """Whether the subject stands in a text as a word."""
+    return whole_word(subject).search(text) is not None

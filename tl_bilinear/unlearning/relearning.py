@@ -26,7 +26,7 @@ from tl_bilinear.hosts import get_host
 from tl_bilinear.training.train import TrainingConfig, next_token_loss, train
 from tl_bilinear.unlearning.answer_rows import AnswerRows, answer_rows, known_rows, site_logits
 from tl_bilinear.unlearning.methods.batches import text_windows
-from tl_bilinear.unlearning.question import Question, whole_word
+from tl_bilinear.unlearning.question import Question, named
 
 Lesson = Literal["facts", "half", "text"]
 
@@ -132,7 +132,7 @@ def relearn(
 def lessons_for(forget: Sequence[Question], texts: Sequence[str]) -> tuple[Lesson, ...]:
     """Those that can be given: "half" takes two subjects, and "text" a text that names none."""
     found: list[Lesson] = ["facts"]
-    if len({q.subject or q.prompt for q in forget}) > 1:
+    if len(set(_subjects(forget))) > 1:
         found.append("half")
     if unrelated(texts, forget):
         found.append("text")
@@ -142,12 +142,11 @@ def lessons_for(forget: Sequence[Question], texts: Sequence[str]) -> tuple[Lesso
 def unrelated(texts: Sequence[str], forget: Sequence[Question]) -> tuple[str, ...]:
     """The texts in which no forgotten subject and no wording of the forget set stands."""
     subjects = {q.subject for q in forget if q.subject}
-    named = [whole_word(subject) for subject in sorted(subjects)]
     asked = {text for q in forget for text in (*q.wordings, *q.unseen)}
     return tuple(
         text
         for text in texts
-        if not any(word.search(text) for word in named)
+        if not any(named(subject, text) for subject in subjects)
         and not any(wording in text for wording in asked)
     )
 
@@ -158,13 +157,18 @@ def half_of(questions: Sequence[Question], seed: int) -> Bool[Tensor, " question
     Raises:
         ValueError: fewer than two subjects.
     """
-    names = [q.subject or q.prompt for q in questions]
+    names = _subjects(questions)
     subjects = list(dict.fromkeys(names))
     if len(subjects) < 2:
         raise ValueError("half of the forget set cannot be taught: it has one subject alone")
     order = torch.randperm(len(subjects), generator=torch.Generator().manual_seed(seed)).tolist()
     chosen = {subjects[place] for place in order[: len(subjects) // 2]}
     return torch.tensor([name in chosen for name in names])
+
+
+def _subjects(questions: Sequence[Question]) -> list[str]:
+    """What makes one whole of each question: its subject, or its prompt where none is named."""
+    return [q.subject or q.prompt for q in questions]
 
 
 def _lesson(
