@@ -258,7 +258,8 @@ class AbstractHost(ABC):
 
     def fits(self, text: str) -> bool:
         """Whether a text is no longer than the context."""
-        return len(self.to_tokens(text)) <= self.n_ctx
+        # A token is a byte at least: most texts need not be tokenised to know.
+        return 2 * len(text.encode()) <= self.n_ctx or len(self.to_tokens(text)) <= self.n_ctx
 
     def str_tokens(self, tokens: Int[Tensor, " pos"]) -> list[str]:
         """Each token as text, spaces kept where the tokenizer marks them.

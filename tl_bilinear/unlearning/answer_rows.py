@@ -63,7 +63,8 @@ class AnswerRows:
         """The rows in batches of as many sites each, and of neighbours in length."""
         sites = torch.bincount(self.site_row, minlength=self.n_rows)
         by_length = self.lengths.argsort(stable=True)
-        return list(by_length[sites[by_length].argsort(stable=True)].split(batch))
+        alike = [by_length[sites[by_length] == count] for count in sites.unique()]
+        return [part for rows in alike for part in rows.split(batch)]
 
     def of_sites(self, kept: Bool[Tensor, " site"]) -> "AnswerRows":
         """Some of the sites alone, and the rows that have one."""
