@@ -12,19 +12,12 @@ from taught import facts, taught, texts
 from typer.testing import CliRunner
 
 import tl_bilinear as tlb
-from tl_bilinear.unlearning import (
-    Question,
-    RelearningConfig,
-    UnlearningReport,
-    accuracy,
-    save_questions,
-)
+from tl_bilinear.unlearning import RelearningConfig, UnlearningReport, accuracy, save_questions
 from tl_bilinear.unlearning.dose import DosePoint, dose_curve, pareto
 from tl_bilinear.unlearning.methods import METHODS
 from tl_bilinear.unlearning.methods.hinge import Hinge
 from tl_bilinear.unlearning.methods.unedited import Unedited
-from tl_bilinear.unlearning.over_forgetting import over_forgetting
-from tl_bilinear.unlearning.relearning import half_of, lessons_for, relearn, unrelated
+from tl_bilinear.unlearning.over_forgetting import over_forgetting, over_forgetting_of
 from tl_bilinear.unlearning.report_tables import tables
 
 FORGET, RETAIN = facts()
@@ -209,6 +202,9 @@ def test_over_forgetting_is_flagged(report):
     assert any("NLL" in each for each in over_forgetting(deeper, gold))
     assert any("wrong ones" in each for each in over_forgetting(deeper, None))
     assert over_forgetting(gold, gold) == ()
+    signs = over_forgetting(deeper, gold)
+    assert over_forgetting_of([deeper, deeper], gold) == signs
+    assert over_forgetting_of([gold, deeper, gold], gold) == tuple(f"seed 1: {s}" for s in signs)
     assert over_forgetting(report.before, gold) == over_forgetting(report.before, None) == ()
 
 
@@ -292,49 +288,6 @@ def test_an_edit_that_changes_shapes_has_no_dose(model):
     parameter.data = torch.cat([parameter.data, parameter.data[:1]])
     with pytest.raises(ValueError, match=f"changed the shape of {re.escape(name)}"):
         dose_curve(model, grown, FORGET, RETAIN, texts(4))
-
-
-def test_halves_are_whole_subjects():
-    chosen = half_of(FORGET, seed=3)
-    assert chosen.sum() == 2
-    names = [q.subject for q in FORGET]
-    taught_names = {n for n, c in zip(names, chosen.tolist(), strict=True) if c}
-    assert not taught_names & {n for n, c in zip(names, chosen.tolist(), strict=True) if not c}
-    with pytest.raises(ValueError, match="one subject alone"):
-        half_of(FORGET[:1], 0)
-
-
-def test_relearning_is_the_same_every_time(model):
-    curves = [relearn(model, FORGET, texts(6), "text", BRIEF, seed=1) for _ in range(2)]
-    assert curves[0] == curves[1]
-    with pytest.raises(ValueError, match="`steps` is 0"):
-        RelearningConfig(steps=0)
-
-
-def test_half_a_lesson_keeps_what_it_does_not_teach(model, gold):
-    """With retained questions beside it: without them the other half is lost to every model."""
-    strong = RelearningConfig(steps=16, every=2, learning_rate=2e-2)
-
-    def left(student, **options) -> float:
-        """Mean over the steps and four ways to halve the facts."""
-        curves = [
-            relearn(student, FORGET, texts(6), "half", strong, seed, **options).accuracy[1:]
-            for seed in range(4)
-        ]
-        return float(torch.tensor(curves).mean())
-
-    assert left(model, retain=RETAIN) > left(model) + 0.15
-    assert left(gold, retain=RETAIN) < left(model, retain=RETAIN) - 0.15  # nothing to be kept
-
-
-def test_lessons_that_can_be_given():
-    lines = ["w1 w2 w3", "w10 w0 w5", "w7 w10 w11 w2 w9"]
-    # w0 and w1 are forgotten subjects; w10 is another word.
-    assert unrelated(lines, FORGET) == (lines[2],)
-    assert unrelated(["w13 w12 w20"], [Question("w13 w12", " w20")]) == ()
-    assert lessons_for(FORGET, lines) == ("facts", "half", "text")
-    assert lessons_for(FORGET, lines[:2]) == ("facts", "half")
-    assert lessons_for(FORGET[:1], lines[1:2]) == ("facts",)
 
 
 def test_questions_of_a_file(tmp_path, unchecked):

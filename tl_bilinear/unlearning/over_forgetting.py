@@ -4,6 +4,8 @@ Who compares the edited model with others sees them: an answer pushed below its 
 what was removed as surely as the answer itself.
 """
 
+from collections.abc import Sequence
+
 from tl_bilinear.unlearning.measure import ModelScores
 
 NLL_ABOVE = 1.2
@@ -49,3 +51,15 @@ def over_forgetting(scores: ModelScores, gold: ModelScores | None) -> tuple[str,
                 f"gold {reference:.3f}"
             )
     return tuple(found)
+
+
+def over_forgetting_of(seeds: Sequence[ModelScores], gold: ModelScores | None) -> tuple[str, ...]:
+    """The signs of every seed; those that not all of them say in the same words name theirs."""
+    said: dict[str, list[str]] = {}
+    for seed, scores in enumerate(seeds):
+        for sign in over_forgetting(scores, gold):
+            said.setdefault(sign, []).append(str(seed))
+    return tuple(
+        sign if len(where) == len(seeds) else f"seed {', '.join(where)}: {sign}"
+        for sign, where in said.items()
+    )

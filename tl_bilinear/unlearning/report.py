@@ -81,7 +81,7 @@ class UnlearningReport:
     dose: tuple[DosePoint, ...]
     """The first seed's edit, scaled."""
     over_forgetting: tuple[str, ...]
-    """Where the edit went below a model that never learnt: that is itself detectable."""
+    """Where an edit, of any seed, went below a model that never learnt: it is itself detectable."""
     missing: tuple[Missing, ...]
     n_forget: int
     n_retain: int

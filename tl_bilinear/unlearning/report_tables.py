@@ -83,8 +83,10 @@ def forget_table(report: UnlearningReport) -> ReportTable:
         rows += _rows(report, label, [*numbers, _quality(label)])
     header = ("forget set", "model", *_ASKED, "truth ratio", "forget quality")
     note = (
-        "NLL in nats per token. Truth ratio: mean of min(r, 1/r), 1 where right and wrong answers "
-        "are equally likely. Forget quality: p of a KS test of the truth ratios against gold's."
+        "NLL in nats per token. Extraction strength is 1/n at least for an answer of n tokens: 1 "
+        "for a single one, known or not. Truth ratio: mean of min(r, 1/r), 1 where right and wrong "
+        "answers are equally likely. Forget quality: p of a KS test of the truth ratios against "
+        "gold's."
     )
     return ReportTable("The forget set", header, tuple(rows), note)
 

@@ -23,7 +23,7 @@ from tl_bilinear.unlearning.methods import (
 )
 from tl_bilinear.unlearning.methods.descent import STEPS
 from tl_bilinear.unlearning.missing import missing_numbers
-from tl_bilinear.unlearning.over_forgetting import over_forgetting
+from tl_bilinear.unlearning.over_forgetting import over_forgetting_of
 from tl_bilinear.unlearning.passes import Passes
 from tl_bilinear.unlearning.question import Question, require_questions
 from tl_bilinear.unlearning.relearning import Lesson, RelearningConfig, lessons_for
@@ -125,7 +125,7 @@ def unlearn(
         before=before,
         gold=gold_scores,
         dose=dose,
-        over_forgetting=over_forgetting(result.scores[0], gold_scores),
+        over_forgetting=over_forgetting_of(result.scores, gold_scores),
         missing=(
             *failed,
             *missing_numbers(
@@ -204,10 +204,11 @@ class _Sets:
         return Problem(self.forget, self.retain, self.halves(seed)[0], seed, original)
 
     def measures(self, seed: int, relearning: RelearningConfig) -> Measures:
+        held_out = self.halves(seed)[1]
         return Measures(
             forget=self.forget,
             retain=self.retain,
-            texts=(held_out := self.halves(seed)[1]),
+            texts=held_out,
             near=self.near,
             far=self.far,
             lessons=lessons_for(self.forget, held_out),
