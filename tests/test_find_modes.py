@@ -1,4 +1,4 @@
-"""Which modes carry an answer, contrastive modes of outputs, and the verdict beforehand."""
+"""Which modes carry an answer, and contrastive modes of outputs."""
 
 import pytest
 import torch
@@ -14,7 +14,6 @@ from tl_bilinear.unlearning.find import find_modes
 from tl_bilinear.unlearning.fit import fit_edit
 from tl_bilinear.unlearning.output_modes import output_modes
 from tl_bilinear.unlearning.repair import repair_, take_anchor
-from tl_bilinear.unlearning.verdict import editable
 
 
 @pytest.fixture(scope="module", params=hosts())
@@ -116,24 +115,6 @@ def test_output_modes_of_a_gated_model():
     )
     with edit.applied(gated):
         assert accuracy(gated, questions[:1]) == 0
-
-
-def test_the_verdict(model, sets, unchecked):
-    forget, retain = sets
-    good = editable(model, forget, retain)
-    assert good.ok and good.forget_known == good.retain_known == 1 and good.verdict in str(good)
-    assert len(good.layers) == 2 and good.forget_known_unseen is None
-    for each in good.layers:
-        assert 0 <= each.overlap <= 1 and 0 <= each.energy_share <= 1
-    unknown = [Question(f"w{i} w2", " w36 w35", unseen=(f"w{i} w3",)) for i in range(3)]
-    bad = editable(model, unknown, retain)
-    assert not bad.ok and "knows 0%" in bad.verdict and len(bad.unknown) == 3
-    both = editable(model, [*forget, retain[0]], retain)
-    assert not both.ok and both.shared_prompts and both.layers == ()
-    with pytest.raises(ValueError, match="`retain` is empty"):
-        editable(model, forget, [])
-    same = editable(model, retain[:4], retain[4:])
-    assert good.layers[0].overlap <= 1 and same.ok
 
 
 def test_repair_lowers_the_kl_and_keeps_the_pin():

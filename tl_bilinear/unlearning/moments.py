@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from tl_bilinear.hosts import AbstractHost
-from tl_bilinear.unlearning.answer_rows import answer_rows
+from tl_bilinear.unlearning.answer_rows import AnswerRows, answer_rows
 from tl_bilinear.unlearning.layer_basis import LayerBasis
 from tl_bilinear.unlearning.question import Question
 from tl_bilinear.unlearning.site_gradients import log_odds_gradients
@@ -22,18 +23,45 @@ def answer_moments(
     answers hang on it, so that what the prompts merely contain does not.
     """
     rows = answer_rows(host, questions)
+    return _moments(host, rows, bases, [torch.ones(rows.n_sites, dtype=torch.bool)])[0]
+
+
+def halved_moments(
+    host: AbstractHost, questions: Sequence[Question], bases: Sequence[LayerBasis]
+) -> list[dict[int, LayerMoments]]:
+    """`answer_moments`, and behind them those of either half of the wordings where it has two.
+
+    A question of several wordings has every other one in each half; those of one wording go to
+    either half by turns.
+    """
+    rows = answer_rows(host, questions)
+    counts = rows.question.bincount()[rows.question]
+    second = torch.where(counts > 1, rows.wording, rows.question)[rows.site_row] % 2 == 1
+    halves = [~second, second] if 0 < int(second.sum()) < rows.n_sites else []
+    return _moments(host, rows, bases, [torch.ones_like(second), *halves])
+
+
+def _moments(
+    host: AbstractHost,
+    rows: AnswerRows,
+    bases: Sequence[LayerBasis],
+    parts: Sequence[Bool[Tensor, " site"]],
+) -> list[dict[int, LayerMoments]]:
+    """Of each part of the sites."""
     zero = [(basis, torch.zeros(basis.shape)) for basis in bases]
     _, found = log_odds_gradients(host, rows, zero)
-    moments = {}
+    moments: list[dict[int, LayerMoments]] = [{} for _ in parts]
     for basis in bases:
         seen = found[basis.layer]
-        weight = seen.gradients.double().square().sum(-1)
+        weights = seen.gradients.double().square().sum(-1)
         phi = basis.features(seen.values).double()[seen.site_row]
         psi = basis.readings(seen.gradients).double()
-        total = weight.sum().clamp_min(torch.finfo(torch.float64).tiny)
-        moments[basis.layer] = LayerMoments(
-            _weighted(phi, weight) / total, psi.flatten(0, 1).mT @ psi.flatten(0, 1) / len(psi)
-        )
+        for part, its in zip(parts, moments, strict=True):
+            mine = part.to(psi.device)
+            weight, read = weights[mine], psi[mine].flatten(0, 1)
+            total = weight.sum().clamp_min(torch.finfo(torch.float64).tiny)
+            features = _weighted(phi[mine], weight) / total
+            its[basis.layer] = LayerMoments(features, read.mT @ read / int(mine.sum()))
     return moments
 
 

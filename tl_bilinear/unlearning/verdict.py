@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tl_bilinear.hosts import AbstractHost, get_host
 from tl_bilinear.unlearning.answer_rows import accuracy, answer_rows, known_rows, site_logits
@@ -12,10 +14,12 @@ from tl_bilinear.unlearning.bases import down_projections
 from tl_bilinear.unlearning.contrast import contrastive_directions, moment_overlap
 from tl_bilinear.unlearning.forget_set import LEAST_KNOWN, shared_prompts
 from tl_bilinear.unlearning.levels import never_learnt_odds
-from tl_bilinear.unlearning.moments import answer_moments
+from tl_bilinear.unlearning.moments import halved_moments
 from tl_bilinear.unlearning.question import Question, require_questions
 
 COMPONENTS = 8
+SEPARATE = 0.6
+"""Share of the energy from which on components tell two sets apart; 1/2 is none of it."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +31,20 @@ class LayerSeparation:
     """Cosine of the second moments of the hidden products, 0 to 1, where answers hang on them."""
     gradient_overlap: float
     """The same of the gradients of the answers by the layer's output."""
-    energy_share: float
-    """Mean forget share of the eight most contrastive components of the hidden products: 1/2
-    where nothing separates the sets, 1 where the retained ones have nothing there."""
+    energy_share: float | None
+    """Of what the eight most contrastive components of the hidden products hold, the forget set's
+    share: 1/2 where nothing separates the sets, 1 where the retained ones have nothing there.
+    Components of one half of the wordings, measured on the other, and the mean of both ways: in
+    the wordings that they are found in any few prompts have directions of their own. None where a
+    set has one wording alone."""
+
+    def __str__(self) -> str:
+        share = self.energy_share
+        return (
+            f"L{self.layer}: overlap {self.overlap:.2f}, of gradients {self.gradient_overlap:.2f}, "
+            "forget share of the most contrastive components in other wordings "
+            + ("not measured: one wording" if share is None else f"{share:.2f}")
+        )
 
 
 @dataclass(frozen=True)
@@ -72,11 +87,7 @@ class Editable:
             + ("" if unseen is None else f" (unseen wordings {unseen:.0%})")
             + f", retain {self.retain_known:.0%}"
         )
-        lines += [
-            f"L{each.layer}: overlap {each.overlap:.2f}, of gradients {each.gradient_overlap:.2f}, "
-            f"forget share of the most contrastive components {each.energy_share:.2f}"
-            for each in self.layers
-        ]
+        lines += [str(each) for each in self.layers]
         return "\n".join(lines)
 
 
@@ -86,7 +97,7 @@ def editable(model: Any, forget: Sequence[Question], retain: Sequence[Question])
     Nothing is edited and nothing fitted. What `fit_edit` would refuse is a problem, what makes
     it costly or incomplete a warning.
 
-    Cost: forward and backward passes of all prompts, and O(d_mlp^3) per layer.
+    Cost: forward and backward passes of all prompts, and three of O(d_mlp^3) per layer.
 
     Raises:
         ValueError: an empty set, or prompts that this model cannot read (`answer_rows`).
@@ -121,8 +132,9 @@ def editable(model: Any, forget: Sequence[Question], retain: Sequence[Question])
         warnings.append("no question has unseen wordings: forgetting cannot be checked elsewhere")
     elif unseen < LEAST_KNOWN <= known:
         warnings.append(f"{unseen:.0%} is known in unseen wordings: prompts, more than facts")
-    if layers and min(each.energy_share for each in layers) < 0.6:
-        tight = [f"L{each.layer}" for each in layers if each.energy_share < 0.6]
+    shares = {each.layer: each.energy_share for each in layers if each.energy_share is not None}
+    tight = [f"L{layer}" for layer, share in shares.items() if share < SEPARATE]
+    if tight:
         warnings.append(f"nothing separates the sets in {', '.join(tight)}")
     return Editable(
         known,
@@ -149,19 +161,31 @@ def _separations(
     host: AbstractHost, forget: Sequence[Question], retain: Sequence[Question]
 ) -> tuple[LayerSeparation, ...]:
     bases = down_projections(host, range(host.n_layers))
-    mine, other = (answer_moments(host, each, bases) for each in (forget, retain))
+    mine, other = (halved_moments(host, each, bases) for each in (forget, retain))
     found = []
-    for basis in bases:
-        f, r = mine[basis.layer], other[basis.layer]
+    for layer in (basis.layer for basis in bases):
         # The sets' own sizes say nothing: each moment counts as one.
-        one, two = (each.features / each.features.trace() for each in (f, r))
-        shares = contrastive_directions(one, two, min(COMPONENTS, len(one))).shares
+        pairs = [
+            [each[layer].features / each[layer].features.trace() for each in part]
+            for part in zip(mine, other, strict=False)
+        ]
         found.append(
             LayerSeparation(
-                basis.layer,
-                moment_overlap(one, two),
-                moment_overlap(f.readings, r.readings),
-                float(shares.mean()),
+                layer,
+                moment_overlap(*pairs[0]),
+                moment_overlap(mine[0][layer].readings, other[0][layer].readings),
+                _share_elsewhere(pairs[1:]) if len(pairs) > 1 else None,
             )
         )
     return tuple(found)
+
+
+def _share_elsewhere(halves: Sequence[Sequence[Tensor]]) -> float:
+    """The forget set's share of the energy in one half of the components of the other half."""
+    shares = []
+    for here, there in (halves, halves[::-1]):
+        forget, retain = here
+        readers = contrastive_directions(forget, retain, min(COMPONENTS, len(forget))).readers
+        mine, other = (float(((readers @ each) * readers).sum()) for each in there)
+        shares.append(mine / (mine + other))
+    return fmean(shares)
