@@ -31,7 +31,7 @@ COLOR = Question(
 words = st.lists(st.sampled_from(["the", "color", "of", "is", "Kim", "Kim's", "likes"]), max_size=6)
 
 
-@pytest.fixture(scope="module", params=hosts())
+@pytest.fixture(scope="module", params=hosts()[:1])  # the bridge's turn is TransformerLens 4's
 def model(request):
     """It was told the facts in crossed wordings as well: what an edit of the others may leave."""
     found = taught(request.param)
