@@ -221,6 +221,7 @@ tlb.save_pretrained(native("LN", hosts()[0], torch.float32), Path({folder!r}), o
 """
 
 
+@pytest.mark.one_major(4)
 def test_a_process_that_dies_between_files_leaves_no_half_checkpoint(tmp_path):
     folder = saved(tmp_path)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

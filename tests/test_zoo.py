@@ -115,6 +115,7 @@ TWINS = ("", "-swiglu", "-relu", "-gelu")
 SMALL = [size + twin for size in ("stories-1l", "stories-2l") for twin in TWINS]
 
 
+@pytest.mark.one_major(4)
 @pytest.mark.parametrize("size", ["stories-1l", "stories-2l"])
 def test_small_stories_are_as_good_as_their_cards_say(size):
     from tl_bilinear.checkpoints.bundled import beginning
@@ -179,6 +180,7 @@ def test_shipped_stories_are_whole_and_read_back():
     assert not any("\ufffd" in story or "<" in story for story in stories)
 
 
+@pytest.mark.one_major(4)
 @pytest.mark.skipif(
     not TINYSTORIES.is_file(),
     reason=f"the TinyStories sample is not on this machine: {TINYSTORIES}",
@@ -195,7 +197,7 @@ def test_bundled_models_on_real_stories():
     assert evaluate(model, tokenizer, stories).nats_per_token <= teacher.nats_per_token + 0.02
 
 
-@pytest.mark.one_major(3)
+@pytest.mark.one_major(4)
 def test_recipe_runs_from_end_to_end_and_resumes(tmp_path, monkeypatch):
     import shutil
 
