@@ -198,6 +198,7 @@ print(done.manifest.chunk, kib("VmHWM") - before)
 """
 
 
+@pytest.mark.one_major(3)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are read from /proc")
 def test_the_peak_stays_within_the_budget(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
