@@ -15,16 +15,6 @@ FORGET, RETAIN = facts()
 BRIEF = RelearningConfig(steps=8, every=4, learning_rate=2e-2)
 
 
-@pytest.fixture(scope="module")
-def model():
-    return taught(hosts()[0])
-
-
-@pytest.fixture(scope="module")
-def gold():
-    return taught(hosts()[0], without_forget=True)
-
-
 def test_halves_are_whole_subjects():
     chosen = half_of(FORGET, seed=3)
     assert chosen.sum() == 2
@@ -35,15 +25,17 @@ def test_halves_are_whole_subjects():
         half_of(FORGET[:1], 0)
 
 
-def test_relearning_is_the_same_every_time(model):
+def test_relearning_is_the_same_every_time():
+    model = taught(hosts()[0])
     curves = [relearn(model, FORGET, texts(6), "text", BRIEF, seed=1) for _ in range(2)]
     assert curves[0] == curves[1]
     with pytest.raises(ValueError, match="`steps` is 0"):
         RelearningConfig(steps=0)
 
 
-def test_half_a_lesson_keeps_what_it_does_not_teach(model, gold):
+def test_half_a_lesson_keeps_what_it_does_not_teach():
     """With retained questions beside it: without them the other half is lost to every model."""
+    model, gold = (taught(hosts()[0], without_forget=each) for each in (False, True))
     strong = RelearningConfig(steps=16, every=2, learning_rate=2e-2)
 
     def left(student, **options) -> float:

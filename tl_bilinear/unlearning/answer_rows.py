@@ -66,10 +66,15 @@ class AnswerRows:
         alike = [by_length[sites[by_length] == count] for count in sites.unique()]
         return [part for rows in alike for part in rows.split(batch)]
 
-    def of_sites(self, kept: Bool[Tensor, " site"]) -> "AnswerRows":
-        """Some of the sites alone, and the rows that have one."""
+    def with_sites(self, kept: Bool[Tensor, " site"]) -> Bool[Tensor, " row"]:
+        """The rows that have one of these sites."""
         rows = torch.zeros(self.n_rows, dtype=torch.bool)
         rows[self.site_row[kept]] = True
+        return rows
+
+    def of_sites(self, kept: Bool[Tensor, " site"]) -> "AnswerRows":
+        """Some of the sites alone, and the rows that have one."""
+        rows = self.with_sites(kept)
         found = self.select(rows)
         inside = kept[self.sites_of([rows.nonzero()[:, 0]])]
         return replace(

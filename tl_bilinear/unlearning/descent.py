@@ -125,9 +125,9 @@ class Fit:
                 break
         return x, at.step
 
-    def stand(self, bases: Mapping[int, WhitenedBasis], x: Coordinates) -> FitStep:
-        """How an edit stands; one pass of the rows and one of the texts."""
-        return self._read_texts(bases, x, self._stand(bases, x, self.damping)).step
+    def stand(self, bases: Mapping[int, WhitenedBasis], x: Coordinates, kl: float) -> FitStep:
+        """How an edit of known KL stands; one pass of the rows."""
+        return replace(self._stand(bases, x, self.damping).step, kl=kl)
 
     @torch.no_grad()
     def logits(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_bilinear.hosts import AbstractHost
@@ -122,13 +122,14 @@ def guard(
     for _ in range(ROUNDS):
         if not found.known:
             break
-        asked |= _missed(crossings, found.logits)
+        short = crossings.shortfall(found.logits) > 0
+        asked |= crossings.rows.with_sites(short.cpu())
         fit.demands = own.joined(crossings.select(asked.nonzero()[:, 0]))
         try:
-            moved, _ = fit.descend(bases, found.x, STEPS, rank)
+            moved, last = fit.descend(bases, found.x, STEPS, rank)
         finally:
             fit.demands = own
-        found = _Found.of(fit, bases, moved, fit.stand(bases, moved), crossings)
+        found = _Found.of(fit, bases, moved, fit.stand(bases, moved, last.kl), crossings)
     met = is_met(found.step)
     taken = met and found.score < begun.score
     crossed = Crossed(int(crossings.forget.sum()), (begun.known, found.known), met, taken)
@@ -160,11 +161,3 @@ class _Found:
     @property
     def score(self) -> float:
         return self.known + 1 - self.step.retain_known + self.step.kl
-
-
-def _missed(demands: Demands, logits: Float[Tensor, "site d_vocab"]) -> Bool[Tensor, " row"]:
-    """Rows with a demand that is missed."""
-    short = demands.shortfall(logits) > 0
-    found = torch.zeros(demands.rows.n_rows, dtype=torch.bool)
-    found[demands.rows.site_row[short.cpu()]] = True
-    return found

@@ -23,7 +23,7 @@ def answer_moments(
     answers hang on it, so that what the prompts merely contain does not.
     """
     rows = answer_rows(host, questions)
-    return _moments(host, rows, bases, [torch.ones(rows.n_sites, dtype=torch.bool)])[0]
+    return _moments(host, rows, bases, [slice(None)])[0]
 
 
 def halved_moments(
@@ -38,14 +38,14 @@ def halved_moments(
     counts = rows.question.bincount()[rows.question]
     second = torch.where(counts > 1, rows.wording, rows.question)[rows.site_row] % 2 == 1
     halves = [~second, second] if 0 < int(second.sum()) < rows.n_sites else []
-    return _moments(host, rows, bases, [torch.ones_like(second), *halves])
+    return _moments(host, rows, bases, [slice(None), *(half.to(host.device) for half in halves)])
 
 
 def _moments(
     host: AbstractHost,
     rows: AnswerRows,
     bases: Sequence[LayerBasis],
-    parts: Sequence[Bool[Tensor, " site"]],
+    parts: Sequence[Bool[Tensor, " site"] | slice],
 ) -> list[dict[int, LayerMoments]]:
     """Of each part of the sites."""
     zero = [(basis, torch.zeros(basis.shape)) for basis in bases]
@@ -57,11 +57,10 @@ def _moments(
         phi = basis.features(seen.values).double()[seen.site_row]
         psi = basis.readings(seen.gradients).double()
         for part, its in zip(parts, moments, strict=True):
-            mine = part.to(psi.device)
-            weight, read = weights[mine], psi[mine].flatten(0, 1)
+            weight, read = weights[part], psi[part]
             total = weight.sum().clamp_min(torch.finfo(torch.float64).tiny)
-            features = _weighted(phi[mine], weight) / total
-            its[basis.layer] = LayerMoments(features, read.mT @ read / int(mine.sum()))
+            features, flat = _weighted(phi[part], weight) / total, read.flatten(0, 1)
+            its[basis.layer] = LayerMoments(features, flat.mT @ flat / len(read))
     return moments
 
 
