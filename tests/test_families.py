@@ -13,6 +13,7 @@ from families import BIASES, FAMILIES, bridge_of, family, log_probabilities, pro
 from models import hosts, logits_of, save
 
 import tl_bilinear as tlb
+from tl_bilinear.hosts.logits_at import logits_at
 from tl_bilinear.hosts.self_check import relative_error
 
 POST_NORM = {"Gemma 2", "Gemma 3", "OLMo2"}
@@ -48,6 +49,22 @@ def test_the_self_check_passes(case):
     check = tlb.self_check(case.model, reference=logits_of(case.reference))
     assert check.largest_error < 1e-5
     assert check.host.lower() == case.host.replace("_", "")
+
+
+def test_logits_of_a_few_positions_are_those_of_all(case):
+    """And so are their gradients; the model is as it was behind it."""
+    host, tokens = tlb.get_host(case.model), tokens_of()
+    row, pos = torch.tensor([2, 0, 2, 2]), torch.tensor([3, 11, 0, 3])
+    weight = next(iter(host.model.parameters()))  # of the embedding: all layers lie between
+    found = []
+    with torch.enable_grad():
+        for logits in (logits_at(host, tokens, row, pos), case.model(tokens)[row, pos]):
+            odds = logits.log_softmax(-1)[:, 7].sum()
+            (gradient,) = torch.autograd.grad(odds, [weight])
+            found.append((logits.detach(), gradient))
+    for few, whole in zip(*found, strict=True):
+        torch.testing.assert_close(few, whole, rtol=1e-4, atol=1e-5)
+    assert case.model(tokens).shape == (3, 12, 40)
 
 
 def test_norms_are_where_the_family_has_them(case):

@@ -13,7 +13,6 @@ from tl_bilinear.unlearning.answer_rows import site_log_odds
 from tl_bilinear.unlearning.find import find_modes
 from tl_bilinear.unlearning.fit import fit_edit
 from tl_bilinear.unlearning.output_modes import output_modes
-from tl_bilinear.unlearning.repair import repair_, take_anchor
 
 
 @pytest.fixture(scope="module", params=hosts()[:1])  # the bridge's turn is TransformerLens 4's
@@ -115,42 +114,3 @@ def test_output_modes_of_a_gated_model():
     )
     with edit.applied(gated):
         assert accuracy(gated, questions[:1]) == 0
-
-
-def test_repair_lowers_the_kl_and_keeps_the_pin():
-    own = knowing(hosts()[0])
-    forget, retain = split(own)
-    anchor = take_anchor(own, forget, retain, TEXTS[:8], contexts=0, clearance=0.5)
-    edit = fit_edit(own, forget, retain, rank=4, floor=0.0, **FEW)
-    edit.apply_(own)
-    done = repair_(own, anchor, steps=15, learning_rate=1e-3)
-    assert done.kept and done.kl[1] < done.kl[0] and done.forget_known == (0.0, 0.0)
-    assert accuracy(own, forget) == 0 and len(done.losses) == 15
-    assert done.message == f"repaired: KL {done.kl[0]:.4f} -> {done.kl[1]:.4f}"
-
-
-def test_a_repair_that_is_interrupted_or_does_harm_leaves_the_model(monkeypatch):
-    own = knowing(hosts()[0])
-    forget, retain = split(own)
-    anchor = take_anchor(own, forget, retain, TEXTS[:8], contexts=0, clearance=0.5)
-    before = [p.detach().clone() for p in own.parameters()]
-
-    def same() -> bool:
-        return all(torch.equal(p, q) for p, q in zip(own.parameters(), before, strict=True))
-
-    harm = repair_(own, anchor, steps=2, learning_rate=1.0)
-    assert not harm.kept and same()
-    assert harm.message.startswith("a repair was tried and undone: KL rose from 0.0000 to ")
-    step = torch.optim.Adam.step
-    calls: list[int] = []
-
-    def interrupted(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(torch.optim.Adam, "step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        repair_(own, anchor, steps=4)
-    assert same()

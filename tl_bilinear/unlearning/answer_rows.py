@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from tl_bilinear.hosts import AbstractHost, get_host
+from tl_bilinear.hosts.logits_at import logits_at
 from tl_bilinear.unlearning.question import Question, require_questions
 
 Wordings = Literal["edit", "unseen", "all"]
 Answers = Literal["answer", "wrong"]
-# A vocabulary of 100,000 at every position is what fills memory: so many rows at a time.
+# Of so many rows at a time the activations are held, and at their sites the logits.
 BATCH = 64
 
 
@@ -227,8 +228,7 @@ def accuracy(model: Any, questions: Sequence[Question], wordings: Wordings = "ed
 
 
 def _logits(host: AbstractHost, rows: AnswerRows) -> Tensor:
-    logits = host.model(rows.tokens.to(host.device))
-    return logits[rows.site_row.to(logits.device), rows.site_pos.to(logits.device)]
+    return logits_at(host, rows.tokens, rows.site_row, rows.site_pos)
 
 
 def _row(host: AbstractHost, prompt: str, answer: str) -> tuple[Tensor, int]:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_bilinear.hosts import AbstractHost
+from tl_bilinear.hosts.logits_at import logits_at
 from tl_bilinear.unlearning.answer_rows import AnswerRows, site_log_odds
 from tl_bilinear.unlearning.layer_basis import LayerBasis, LayerGradients
 
@@ -99,10 +100,10 @@ def _batch_gradients(
     host: AbstractHost, rows: AnswerRows, changes: Sequence[Change]
 ) -> tuple[Tensor, dict[int, Tensor], dict[int, Tensor]]:
     tap = Tap()
-    place, pos = rows.site_row.to(host.device), rows.site_pos.to(host.device)
+    place = rows.site_row.to(host.device)
     index = rows.site_index.to(host.device)
     with torch.enable_grad(), adding(host, changes, tap):
-        logits = host.model(rows.tokens.to(host.device))[place, pos]
+        logits = logits_at(host, rows.tokens, place, rows.site_pos)
         odds = site_log_odds(logits, rows.label)
     layers = list(tap.zeros)
     found = {
