@@ -98,6 +98,40 @@ def test_edits_are_edited_weights(form):
     torch.testing.assert_close(twice - once, once - run(model, task).outputs[0])
 
 
+@pytest.mark.parametrize("form", ["heads", "token"])
+def test_what_lies_before_an_edit_is_not_computed_anew(form, monkeypatch):
+    """The same numbers to the bit, from the unedited pass."""
+    model, task = small(form)
+    problem = Problem.of(model, task, 0)
+    last = len(model.mlps) - 1
+    directions = contrasts(Evidence.of(problem), Place(last, "outputs"), "gradients").truncate(2)
+    units, weights = torch.tensor([True, False] * 4), torch.randn(8, 6).double()
+    modes = Modes(torch.randn(3, 6).double(), torch.randn(3).double(), torch.randn(3, 6).double())
+    edits = {
+        "nothing": (Edit(), 0),
+        "outputs": (Edit(outputs={last: directions}), 0),
+        "weights": (Edit(weights={last: weights}), 0),
+        "modes": (Edit(modes={last: modes}), 0),
+        "units": (Edit(units={last: units}), 0),
+        "inputs": (Edit(inputs={last: directions}), 1),
+        "every layer": (Edit(outputs=dict.fromkeys(range(last + 1), directions)), last),
+        "both": (Edit(inputs={last: directions}, outputs={0: directions}), 1),
+    }
+    if form == "token":
+        edits["tokens"] = Edit(tokens={0: 1}, outputs={last: directions}), 2
+    expected = {name: run(model, task, edit) for name, (edit, _) in edits.items()}
+    calls: list[int] = []
+    hidden = MLP.hidden
+    monkeypatch.setattr(MLP, "hidden", lambda self, x: (calls.append(1), hidden(self, x))[1])
+    for name, (edit, layers) in edits.items():
+        calls.clear()
+        found, whole = problem.run(edit), expected[name]
+        assert len(calls) == layers, name
+        assert torch.equal(found.logits, whole.logits) and torch.equal(found.final, whole.final)
+        for one, other in zip(found.layers, whole.layers, strict=True):
+            assert all(map(torch.equal, one, other)), name
+
+
 def _read(mlp: MLP, projection):
     for weight in mlp.parameters():
         if weight is not mlp.W_out:

@@ -229,7 +229,7 @@ def test_a_repair_leaves_crossed_wordings_forgotten(model):
         edited = {name: each.clone() for name, each in model.state_dict().items()}
         for anchor in anchors:
             model.load_state_dict(edited)
-            done = repair_(model, anchor, learning_rate=1e-3, pull=0)
+            done = repair_(model, anchor, learning_rate=1e-3, pull=0, steps=120)
             assert done.kept and done.kl[1] < done.kl[0] / 2
             assert accuracy(model, FORGET) == 0 and accuracy(model, RETAIN) == 1
             known.append(accuracy(model, questions))

@@ -101,6 +101,21 @@ def test_a_pull_that_brings_answers_back_is_taken_off(edited):
         assert torch.equal(each, without[name]), name
 
 
+def test_harm_may_be_kept(edited):
+    """The control of the tables: a repair of the unedited model, which costs KL as all forgetting
+    does, and is undone otherwise."""
+    model, _, anchor = edited
+    repaired(edited, steps=1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(anchor.weights[name])
+    assert accuracy(model, FORGET) == 1
+    undone = repair_(model, anchor, pull=0.0, **SHORT)
+    assert not undone.kept and accuracy(model, FORGET) == 1
+    done = repair_(model, anchor, pull=0.0, undo_harm=False, **SHORT)
+    assert done.kept and done.kl[0] == 0 < done.kl[1] and accuracy(model, FORGET) < 0.5
+
+
 def test_parameters_of_another_shape_are_not_pulled(edited):
     """As of an edit that gave a layer more neurons."""
     anchor = edited[2]

@@ -156,6 +156,7 @@ def repair_(
     pull: float = 30.0,
     pin: float = 0.01,
     retained: float = 1.0,
+    undo_harm: bool = True,
     seed: int = 0,
 ) -> Repair:
     """Fine-tune an edited model in place towards its anchor, by Adam on all its parameters.
@@ -175,6 +176,7 @@ def repair_(
     Args:
         pull: 0 where the edit has given a layer other neurons: the old ones are no place to go back
             to. Parameters of another shape than the anchor's are never pulled.
+        undo_harm: False to keep whatever comes of one try with this pull.
 
     Cost: per step one forward and backward pass of a batch of texts and of 64 prompts; up to three
     times the steps where the pull brings answers back.
@@ -195,7 +197,7 @@ def repair_(
     saved = [p.detach().clone() for p in parameters]
     pulled = _pulled(named, anchor)
     before = _state(host, anchor)
-    pulls = [pull, pull / 4, 0.0] if pull else [0.0]
+    pulls = [pull, pull / 4, 0.0] if pull and undo_harm else [pull]
     done = None
     try:
         for pull in pulls:
@@ -205,7 +207,7 @@ def repair_(
                 losses.append(loss)
                 _pull(pulled, min(pull * share, 1))
             kl, forget, across, retain, error = zip(before, _state(host, anchor), strict=True)
-            kept = not _harm(kl, forget, across, retain)
+            kept = not undo_harm or not _harm(kl, forget, across, retain)
             done = Repair(steps, pull, kept, kl, forget, across, retain, error, tuple(losses))
             if kept or (_stays_forgotten(forget) and _stays_forgotten(across)):
                 break

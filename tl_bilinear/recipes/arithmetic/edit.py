@@ -1,5 +1,6 @@
 """Edits of a model of arithmetic, its edited forward pass, and what it then knows."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -48,6 +49,13 @@ class Edit:
     tokens: dict[int, int] = field(default_factory=dict)
     """Task tokens that are read as others."""
 
+    @property
+    def first(self) -> float:
+        """The first layer that computes anything else; infinite where none does."""
+        changed = (self.inputs, self.outputs, self.units, self.modes, self.weights)
+        layers = [layer for each in changed for layer in each]
+        return 0 if self.tokens else min(layers, default=math.inf)
+
 
 @dataclass(frozen=True, eq=False)
 class Pass:
@@ -61,6 +69,11 @@ class Pass:
     final: Float[Tensor, "task pair d"]
     """What the unembedding reads."""
 
+    @property
+    def layers(self) -> tuple[tuple[Tensor, Tensor, Tensor], ...]:
+        """By layer its input, hidden units and output."""
+        return tuple(zip(self.inputs, self.hidden, self.outputs, strict=True))
+
     def of_task(self, values: Tensor, operation: int) -> Tensor:
         """The rows of an operation: those of its task, or of the only one."""
         return values[operation if len(values) > 1 else 0]
@@ -69,36 +82,65 @@ class Pass:
 NOTHING = Edit()
 
 
-def run(model: ModularModel, task: ModularTask, edit: Edit = NOTHING) -> Pass:
-    """All pairs through the edited model."""
+def run(
+    model: ModularModel, task: ModularTask, edit: Edit = NOTHING, unedited: Pass | None = None
+) -> Pass:
+    """All pairs through the edited model.
+
+    Args:
+        unedited: the pass without an edit, of which everything before the edit is taken.
+    """
+    if edit.tokens:
+        unedited = None
+    if unedited is not None and edit.first >= len(model.mlps):
+        return unedited
+    start = 0 if unedited is None else int(edit.first)
+    stream = _embedded(model, task, edit) if unedited is None else unedited.inputs[start]
+    layers = [] if unedited is None else list(unedited.layers[:start])
+    for layer in range(start, len(model.mlps)):
+        before = unedited if layer == start else None
+        layers.append(_run_layer(model, edit, layer, stream, before))
+        output = layers[-1][-1]
+        stream = stream + output if model.config.form == "token" else output
+    inputs, hidden, outputs = zip(*layers, strict=True)
+    return Pass(model.unembed(stream), inputs, hidden, outputs, stream)
+
+
+def _embedded(model: ModularModel, task: ModularTask, edit: Edit) -> Tensor:
     stream = model.embed(task.pairs)
-    tokens = model.config.form == "token"
     for one, other in edit.tokens.items():
         stream = stream.index_copy(0, torch.tensor([one]), stream[other : other + 1])
-    inputs, hiddens, outputs = [], [], []
-    for layer, mlp in enumerate(model.mlps):
-        assert isinstance(mlp, MLP)
-        x = stream
-        if layer in edit.inputs:
-            centre = edit.centres.get(layer, torch.zeros_like(stream[0, 0]))
-            x = centre + edit.inputs[layer].removed(stream - centre)
-        hidden = mlp.hidden(x)
-        if layer in edit.units:
-            hidden = hidden * ~edit.units[layer]
-        output = hidden @ mlp.W_out
-        if layer in edit.weights:
-            output = output + hidden @ edit.weights[layer].to(hidden)
-        if layer in edit.modes:
-            modes = edit.modes[layer]
-            output = output - modes.contributions(x) @ modes.writes
-        if layer in edit.outputs:
-            output = output + edit.strength * (edit.outputs[layer].removed(output) - output)
-        inputs.append(x)
-        hiddens.append(hidden)
-        outputs.append(output)
-        stream = stream + output if tokens else output
-    parts = tuple(inputs), tuple(hiddens), tuple(outputs)
-    return Pass(model.unembed(stream), *parts, stream)
+    return stream
+
+
+def _run_layer(
+    model: ModularModel, edit: Edit, layer: int, stream: Tensor, unedited: Pass | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What an edited layer reads, its hidden units and its output.
+
+    Args:
+        unedited: a pass in which the layer has met the same stream.
+    """
+    mlp = model.mlps[layer]
+    assert isinstance(mlp, MLP)
+    x = stream
+    if layer in edit.inputs:
+        centre = edit.centres.get(layer, torch.zeros_like(stream[0, 0]))
+        x = centre + edit.inputs[layer].removed(stream - centre)
+        unedited = None
+    hidden = mlp.hidden(x) if unedited is None else unedited.hidden[layer]
+    if layer in edit.units:
+        hidden = hidden * ~edit.units[layer]
+        unedited = None
+    output = hidden @ mlp.W_out if unedited is None else unedited.outputs[layer]
+    if layer in edit.weights:
+        output = output + hidden @ edit.weights[layer].to(hidden)
+    if layer in edit.modes:
+        modes = edit.modes[layer]
+        output = output - modes.contributions(x) @ modes.writes
+    if layer in edit.outputs:
+        output = output + edit.strength * (edit.outputs[layer].removed(output) - output)
+    return x, hidden, output
 
 
 def margins(
@@ -151,12 +193,14 @@ class Problem:
     task: ModularTask
     forget: int
     known: Bool[Tensor, "operation pair"]
+    unedited: Pass
 
     @classmethod
     def of(cls, model: ModularModel, task: ModularTask, forget: int) -> "Problem":
         with torch.no_grad():
-            known = run(model, task).logits.argmax(-1) == task.targets
-        return cls(model, task, forget, known)
+            unedited = run(model, task)
+        known = unedited.logits.argmax(-1) == task.targets
+        return cls(model, task, forget, known, unedited)
 
     @property
     def retain(self) -> int:
@@ -164,7 +208,7 @@ class Problem:
 
     def run(self, edit: Edit = NOTHING) -> Pass:
         with torch.no_grad():
-            return run(self.model, self.task, edit)
+            return run(self.model, self.task, edit, self.unedited)
 
     def accuracies(
         self, edit: Edit, among: Bool[Tensor, "operation pair"] | None = None

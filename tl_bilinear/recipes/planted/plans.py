@@ -7,6 +7,7 @@ from typing import Any
 from tl_bilinear.hosts import get_host
 from tl_bilinear.recipes.planted.contrastive_projection import ContrastiveProjection
 from tl_bilinear.recipes.planted.fitted_modes import FittedModes
+from tl_bilinear.recipes.planted.repair_alone import RepairAlone
 from tl_bilinear.unlearning.methods import METHODS, TRIALS, AbstractMethod
 
 
@@ -44,6 +45,7 @@ FITTED = (
     ),
     Plan("fit_edit, units", METHODS["fit_edit"], (*_RANK, ("basis", "units")), brief=True),
     Plan("fit_edit, eigenmodes", FittedModes, brief=True),
+    Plan("repair without an edit", RepairAlone, brief=True),
 )
 
 
