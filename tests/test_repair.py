@@ -80,6 +80,7 @@ def test_a_repair_that_is_interrupted_or_does_harm_leaves_the_model(monkeypatch)
     assert same()
 
 
+@pytest.mark.one_major(3)
 def test_the_pull_leads_back_and_mends_what_the_texts_do_not_show(edited):
     """The control: the same repair without it, on texts that neither has read."""
     anchor, before = edited[2], taught(hosts()[0])
@@ -91,6 +92,7 @@ def test_the_pull_leads_back_and_mends_what_the_texts_do_not_show(edited):
     assert found[1][0] < 0.9 * found[0][0] and found[1][1] < 0.95 * found[0][1]
 
 
+@pytest.mark.one_major(3)
 def test_a_pull_that_brings_answers_back_is_taken_off(edited):
     model, done = repaired(edited, pull=400.0, **SHORT)
     assert done.kept and done.pull == 0 and accuracy(model, FORGET) == 0
@@ -101,6 +103,7 @@ def test_a_pull_that_brings_answers_back_is_taken_off(edited):
         assert torch.equal(each, without[name]), name
 
 
+@pytest.mark.one_major(3)
 def test_harm_may_be_kept(edited):
     """The control of the tables: a repair of the unedited model, which costs KL as all forgetting
     does, and is undone otherwise."""
@@ -116,6 +119,7 @@ def test_harm_may_be_kept(edited):
     assert done.kept and done.kl[0] == 0 < done.kl[1] and accuracy(model, FORGET) < 0.5
 
 
+@pytest.mark.one_major(3)
 def test_parameters_of_another_shape_are_not_pulled(edited):
     """As of an edit that gave a layer more neurons."""
     anchor = edited[2]

@@ -189,6 +189,7 @@ def margin(model: Any) -> float:
         return float(site_margins(site_logits(model, rows), rows.label).mean())
 
 
+@pytest.mark.one_major(3)
 def test_fit_edit_forgets_and_keeps():
     # 16 dimensions have no room for twelve facts and the text: there it stops, and says so.
     roomy = taught(hosts()[0], d_model=32, d_head=16, d_mlp=64)
