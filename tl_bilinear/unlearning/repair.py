@@ -203,9 +203,9 @@ def repair_(
         for pull in pulls:
             losses: list[float] = []
             turns = _steps(host, anchor, parameters, steps, learning_rate, (pin, retained), seed)
-            for loss, share in turns:
+            for loss, rate in turns:
                 losses.append(loss)
-                _pull(pulled, min(pull * share, 1))
+                _pull(pulled, min(pull * rate, 1))
             kl, forget, across, retain, error = zip(before, _state(host, anchor), strict=True)
             kept = not undo_harm or not _harm(kl, forget, across, retain)
             done = Repair(steps, pull, kept, kl, forget, across, retain, error, tuple(losses))
