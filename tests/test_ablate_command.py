@@ -59,6 +59,37 @@ def test_modes_of_a_prompt_are_shown_saved_and_written(run: Any, model: Any, tmp
     assert (folder / "config.json").is_file()
 
 
+def test_what_is_written_is_undone_from_its_ledger(model: Any, tmp_path: Path):
+    """Nothing is shared with the first command but the files."""
+    from typer.testing import CliRunner
+
+    from tl_bilinear.cli import app
+
+    edited, ledger, restored = (tmp_path / name for name in ("edited", "ledger", "restored"))
+
+    def run(*words: Any) -> Any:
+        return CliRunner().invoke(app, [str(word) for word in words])
+
+    done = run("ablate", *ASK, "--write", edited, "--how", "refit", "--ledger", ledger)
+    assert done.exit_code == 0, done.output
+    done = run("undo", edited, ledger, "--write", restored)
+    assert done.exit_code == 0, done.output
+    assert "refit" in done.stdout and f"written: {restored}" in done.stdout
+    tokens = model.to_tokens(ASK[1])
+    with torch.no_grad():
+        expected = model(tokens)
+        again, other = (tlb.load(str(folder), check=False)(tokens) for folder in (restored, edited))
+    assert torch.equal(again, expected) and not torch.allclose(other, expected)
+    for words, arguments in {
+        "is not an empty folder": (edited, ledger, "--write", restored),
+        "it is undone already": (restored, ledger, "--write", tmp_path / "new"),
+        "cannot be read": (edited, tmp_path / "none", "--write", tmp_path / "new"),
+    }.items():
+        done = run("undo", *arguments)
+        assert done.exit_code == 1 and words in done.stderr, done.output
+    assert not (tmp_path / "new").exists()
+
+
 def test_bad_input_is_one_line(run: Any, unchecked: None, tmp_path: Path):
     full = tmp_path / "full"
     full.mkdir()

@@ -23,6 +23,7 @@ from tl_bilinear.cli.screen import (
     progress_on_stderr,
 )
 from tl_bilinear.cli.trace import trace
+from tl_bilinear.cli.undo import undo
 from tl_bilinear.cli.unlearn import unlearn
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ app = typer.Typer(
 app.command()(trace)
 app.command()(unlearn)
 app.command()(ablate)
+app.command()(undo)
 
 
 @app.command()

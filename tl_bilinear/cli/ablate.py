@@ -17,6 +17,7 @@ from tl_bilinear.cli.screen import (
     ModelName,
     errors_in_one_line,
     progress_on_stderr,
+    require_new_folder,
 )
 
 if TYPE_CHECKING:
@@ -113,8 +114,8 @@ def _check(
         raise ValueError("there is nothing to do with --modes alone: add --prompt, or --write")
     if ledger is not None and write is None:
         raise ValueError("--ledger undoes what --write writes: give both")
-    if write is not None and write.exists() and (write.is_file() or any(write.iterdir())):
-        raise ValueError(f"{write} is not an empty folder: give --write a new one")
+    if write is not None:
+        require_new_folder(write)
     if ledger is not None and write is not None and write.resolve() in ledger.resolve().parents:
         raise ValueError(
             f"{ledger} lies in the model's folder, where anyone who gets the model gets it: give "

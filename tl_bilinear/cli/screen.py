@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -38,6 +39,14 @@ def errors_in_one_line() -> Iterator[None]:
     with one_line_errors.errors_in_one_line("tl-bilinear"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def require_new_folder(path: Path) -> None:
+    """Raises:
+    ValueError: a file, or a folder that holds something.
+    """
+    if path.exists() and (path.is_file() or any(path.iterdir())):
+        raise ValueError(f"{path} is not an empty folder: give --write a new one")
 
 
 @contextmanager
