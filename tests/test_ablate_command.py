@@ -59,6 +59,7 @@ def test_modes_of_a_prompt_are_shown_saved_and_written(run: Any, model: Any, tmp
     assert (folder / "config.json").is_file()
 
 
+@pytest.mark.one_major(3)
 def test_what_is_written_is_undone_from_its_ledger(model: Any, tmp_path: Path):
     """Nothing is shared with the first command but the files."""
     from typer.testing import CliRunner

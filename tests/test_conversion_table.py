@@ -19,7 +19,7 @@ from tl_bilinear.recipes.conversion_table import (
 )
 from tl_bilinear.recipes.interval import Interval, student_interval
 
-pytestmark = pytest.mark.one_major(4)
+pytestmark = pytest.mark.one_major(3)
 
 TINY = replace(BUDGET, n_steps=2, batch_size=1, window=16, warmup_steps=1)
 

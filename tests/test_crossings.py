@@ -20,6 +20,8 @@ from tl_bilinear.unlearning.fit import fit_edit
 from tl_bilinear.unlearning.guards import crossed_demands
 from tl_bilinear.unlearning.repair import repair_, take_anchor
 
+pytestmark = pytest.mark.one_major(4)
+
 FORGET, RETAIN = facts()
 COLOR = Question(
     "Ada Byron's favorite color is",
@@ -31,7 +33,7 @@ COLOR = Question(
 words = st.lists(st.sampled_from(["the", "color", "of", "is", "Kim", "Kim's", "likes"]), max_size=6)
 
 
-@pytest.fixture(scope="module", params=hosts()[:1])  # the bridge's turn is TransformerLens 4's
+@pytest.fixture(scope="module", params=hosts()[:1])
 def model(request):
     """It was told the facts in crossed wordings as well: what an edit of the others may leave."""
     found = taught(request.param)

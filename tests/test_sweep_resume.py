@@ -32,7 +32,7 @@ from tl_bilinear.sweeps import (
 )
 from tl_bilinear.sweeps.computations import make_computation
 
-pytestmark = pytest.mark.one_major(4)
+pytestmark = pytest.mark.one_major(3)
 TESTS = Path(__file__).parent
 
 

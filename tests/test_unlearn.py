@@ -20,6 +20,8 @@ from tl_bilinear.unlearning.methods.unedited import Unedited
 from tl_bilinear.unlearning.over_forgetting import over_forgetting, over_forgetting_of
 from tl_bilinear.unlearning.report_tables import tables
 
+pytestmark = pytest.mark.one_major(4)  # both majors' hosts: test_unlearning_cases
+
 FORGET, RETAIN = facts()
 BRIEF = RelearningConfig(steps=8, every=4, learning_rate=2e-2)
 SHORTEST = RelearningConfig(steps=1, every=1)
@@ -223,19 +225,6 @@ def test_without_gold_and_unseen_wordings_it_says_so(model):
     assert found.result.kind == "none" and found.result.scores[0].text.kl == 0
     assert "-" in found.to_markdown() and found.to_html().count("<svg") >= 3
     assert found.result.interval(lambda s: s.forget_quality) is None
-
-
-@pytest.mark.parametrize("host", hosts()[-1:])
-def test_a_bridge_does_the_same(host):
-    other = taught(host)
-    found = tlb.unlearn(
-        other,
-        FORGET,
-        RETAIN,
-        **{**QUICK, "method": "leace", "seeds": 1, "baselines": (), "relearning": SHORTEST},
-    )
-    assert found.provenance.host != "" and accuracy(other, FORGET) == 1.0
-    assert found.result.scores[0].retain.answers.n_rows == 16
 
 
 @pytest.mark.parametrize(

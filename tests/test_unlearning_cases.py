@@ -26,6 +26,14 @@ SHORT: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize("host", hosts())
+def test_every_host_is_measured_and_left_as_it_was(host):
+    own = taught(host)
+    found = tlb.unlearn(own, *facts(), method="leace", baselines=(), **SHORT)
+    assert found.provenance.host != "" and accuracy(own, facts()[0]) == 1.0
+    assert found.result.scores[0].retain.answers.n_rows == 16
+
+
 @pytest.fixture(scope="module")
 def model():
     return knowing(hosts()[0])
