@@ -73,7 +73,7 @@ toys: .venv/.package ## train the toy models (digits, mod-p) again (ten minutes)
 conversion: .venv/.package ## ways to convert, compared; writes benchmarks/conversion.md (50 minutes)
 	.venv/bin/python -m tl_bilinear.recipes.conversion_table --work-dir .cache/models --threads 1 -o benchmarks/conversion.md $(if $(TEXT),--text "$(TEXT)")
 
-unlearning-arithmetic: .venv/.package ## one of two operations cut out of small networks; writes benchmarks/unlearning_arithmetic.md (two to four hours; goes on after a kill)
+unlearning-arithmetic: .venv/.package ## one of two operations cut out of small networks; writes benchmarks/unlearning_arithmetic.md (two hours; goes on after a kill)
 	.venv/bin/python -m tl_bilinear.recipes.unlearning_arithmetic --work-dir .cache/unlearning --threads 1 -o benchmarks/unlearning_arithmetic.md
 
 dictionaries: .venv/.package ## train the pair of dictionaries of stories-5l again (ten minutes)

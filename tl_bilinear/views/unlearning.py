@@ -153,6 +153,7 @@ def methods_figure(bars: Sequence[MethodBar]) -> "Figure":
 def _kl_axis(axes, largest: float) -> None:
     if largest <= LINEAR_KL:
         axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+        axes.xaxis.set_major_formatter("{x:g}")  # the first stands beside another panel's last
         return
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
