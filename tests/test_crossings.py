@@ -218,7 +218,6 @@ def test_where_none_says_its_answer_nothing_is_done():
         assert torch.equal(one.weight, other.weight)
 
 
-@pytest.mark.one_major(3)
 def test_a_repair_leaves_crossed_wordings_forgotten(model):
     """The control: a repair that does not ask them brings their answers back."""
     kept = {name: each.clone() for name, each in model.state_dict().items()}

@@ -260,6 +260,7 @@ def test_the_page_is_one_small_file_that_fetches_nothing(measure: Callable[..., 
     assert len(scripts_of(text)) == 3
 
 
+@pytest.mark.one_major(3)
 def test_hostile_text_shows_as_text(measure: Callable[..., Any]) -> None:
     text = page_of(measure(prompt=HOSTILE, target="<s>x&</script>", layer=0))
     assert len(scripts_of(text)) == 3 and network_references(text) == []
@@ -270,6 +271,7 @@ def test_hostile_text_shows_as_text(measure: Callable[..., Any]) -> None:
     assert "<s>x&</script>" in words
 
 
+@pytest.mark.one_major(3)
 def test_the_page_in_a_browser(measure: Callable[..., Any], tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     report = measure(prompt=HOSTILE, target="<s>x&</script>", layer=0)
@@ -280,6 +282,7 @@ def test_the_page_in_a_browser(measure: Callable[..., Any], tmp_path: Path) -> N
     assert without_scripts(dom).count('class="colored-tokens"') == drawn
 
 
+@pytest.mark.one_major(3)
 @pytest.mark.parametrize("width", [600, 1200])
 def test_the_page_is_never_wider_than_the_window(
     measure: Callable[..., Any], tmp_path: Path, width: int
@@ -358,6 +361,7 @@ def test_bad_input_is_one_line_and_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.one_major(3)
 def test_an_unfinished_page_is_not_left_behind(
     measure: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,7 +49,7 @@ def test_flows_are_conserved_at_every_node(host, norm, n_layers, target):
     assert circuit.remainder
 
 
-@pytest.mark.parametrize("host", hosts())
+@pytest.mark.parametrize("host", hosts()[:1])  # the bridge's turn is TransformerLens 4's
 @pytest.mark.parametrize("options", [{}, {"n_layers": 4, "n_key_value_heads": 1}])
 def test_everything_kept_leaves_no_remainder(host, options):
     model = native("LN", host, positional_embedding_type="rotary", rotary_dim=4, **options)

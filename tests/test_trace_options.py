@@ -95,6 +95,7 @@ def test_contrasts_close_with_nothing_frozen(host, norm):
     assert same.target == 0 and not same.edges
 
 
+@pytest.mark.one_major(3)
 def test_contrasts_of_llamas_and_of_gated_models_close(story, gated, two_prompts, tmp_path):
     first, second = two_prompts
     for model in (story, gated):
@@ -113,6 +114,7 @@ def test_frozen_gates(gated):
     assert "gates' slopes (SiLU)" in circuit.provenance.frozen
 
 
+@pytest.mark.one_major(3)
 @pytest.mark.parametrize("basis", ["neurons", "random", "w_out", "hosvd", "tucker"])
 def test_shared_bases_close(story, basis):
     circuit = tlb.trace_circuit(story, PROMPT, PAIR, max_nodes=15, basis=basis)
@@ -120,6 +122,7 @@ def test_shared_bases_close(story, basis):
     assert circuit.settings["basis"] == basis
 
 
+@pytest.mark.one_major(3)
 @pytest.mark.parametrize("name", ["stories-5l-mlp-in", "stories-5l-mlp-out"])
 def test_features_of_a_dictionary_close(story, name):
     basis = {2: load_dictionary(name)}
@@ -131,6 +134,7 @@ def test_features_of_a_dictionary_close(story, name):
         tlb.trace_circuit(story, PROMPT, PAIR, PROMPT, basis=basis)
 
 
+@pytest.mark.one_major(3)
 def test_overcomplete_directions_and_biases():
     model = native("LN", hosts()[-1])
     tokens = torch.randint(0, 40, (4,))
@@ -140,6 +144,7 @@ def test_overcomplete_directions_and_biases():
         assert not complaints(circuit, EXACT, EXACT)
 
 
+@pytest.mark.one_major(3)
 def test_every_basis_that_spans_gives_tokens_the_same_shares():
     model = native("LN", hosts()[-1], d_mlp=16)
     tokens = torch.randint(0, 40, (3,))
@@ -151,6 +156,7 @@ def test_every_basis_that_spans_gives_tokens_the_same_shares():
         assert other == pytest.approx(shares[0], rel=1e-8, abs=1e-8)
 
 
+@pytest.mark.one_major(3)
 def test_a_tree_gives_every_reader_modes_of_its_own():
     model = native("LN", hosts()[-1])
     tokens = torch.randint(0, 40, (4,))
@@ -163,6 +169,7 @@ def test_a_tree_gives_every_reader_modes_of_its_own():
     assert all(len(leaving[id]) == 1 for id in inner)
 
 
+@pytest.mark.one_major(3)
 def test_joins_keep_pairs_whole():
     model = native("LN", hosts()[-1])
     tokens = torch.randint(0, 40, (4,))
@@ -182,6 +189,7 @@ def test_joins_keep_pairs_whole():
     assert join.share == pytest.approx(product, rel=1e-12)
 
 
+@pytest.mark.one_major(3)
 def test_a_mode_is_what_it_says(story):
     circuit = tlb.trace_circuit(story, PROMPT, PAIR, max_nodes=20)
     assert set(circuit.modes) == {node.id for node in circuit.nodes if node.kind == "mode"}
@@ -196,6 +204,7 @@ def test_a_mode_is_what_it_says(story):
         torch.testing.assert_close(image, mode.eigenvalue * mode.eigenvector, rtol=0, atol=1e-9)
 
 
+@pytest.mark.one_major(3)
 def test_the_curve_reaches_beyond_the_budget(story):
     circuit = tlb.trace_circuit(story, PROMPT, PAIR, max_nodes=20)
     curve = circuit.settings["budget_curve"]
@@ -205,6 +214,7 @@ def test_the_curve_reaches_beyond_the_budget(story):
     assert curve[-1][1] < 0.97
 
 
+@pytest.mark.one_major(3)
 def test_the_curve_reaches_all_budgets_where_it_is_asked_for():
     model = native("LN", hosts()[-1])
     tokens = torch.randint(0, 40, (4,))
@@ -272,6 +282,7 @@ def test_patterns_are_read_on_through_their_scores(host, options):
     assert sum(explained) == pytest.approx(whole.target, abs=1e-8 * size(whole))
 
 
+@pytest.mark.one_major(3)
 def test_patterns_of_stories_and_of_llamas_are_read_on(story, two_prompts, tmp_path):
     first, second = two_prompts
     circuit = tlb.trace_circuit(story, first, PAIR, second, max_nodes=15, expand_patterns=True)

@@ -71,6 +71,7 @@ GRADIENT = [
 ]
 
 
+@pytest.mark.one_major(4)
 @pytest.mark.parametrize("method", GRADIENT, ids=lambda method: method.name)
 def test_gradient_methods_forget_and_keep(first, method):
     forgets_and_keeps(first, method)

@@ -18,7 +18,8 @@ from torch import Tensor
 from tl_bilinear.hosts import AbstractHost, get_host
 from tl_bilinear.unlearning.answer_rows import known_rows, site_logits
 from tl_bilinear.unlearning.contexts import in_contexts
-from tl_bilinear.unlearning.crossings import CROSSINGS, require_count
+from tl_bilinear.unlearning.crossings import CROSSINGS as EDIT_CROSSINGS
+from tl_bilinear.unlearning.crossings import require_count
 from tl_bilinear.unlearning.demands import CLEARANCE as EDIT_CLEARANCE
 from tl_bilinear.unlearning.demands import Demands, make_demands
 from tl_bilinear.unlearning.forget_set import require_forgettable
@@ -35,6 +36,8 @@ stand for all that are not given."""
 LEAK = 0.05
 """Share of forgotten wordings that may be known behind a repair: of answers never learnt some are
 said by chance."""
+CROSSINGS = 2 * EDIT_CROSSINGS
+"""A repair moves every weight, an edit a few directions: more wordings are to hold it."""
 ROWS = 64
 """Prompts drawn for each step."""
 WARM = 8
@@ -122,7 +125,8 @@ def take_anchor(
     seed: int = 0,
 ) -> Anchor:
     """Record what the *unedited* model says on texts and retained prompts, and the level that
-    forgotten answers are pinned at (arguments as `fit_edit`, whose clearance is larger).
+    forgotten answers are pinned at (arguments as `fit_edit`, which has a larger clearance and half
+    as many crossed wordings).
 
     Raises:
         ValueError: as `fit_edit` for its sets and texts.
@@ -151,8 +155,8 @@ def repair_(
     model: Any,
     anchor: Anchor,
     *,
-    steps: int = 240,
-    learning_rate: float = 6e-4,
+    steps: int = 120,
+    learning_rate: float = 3e-4,
     pull: float = 30.0,
     pin: float = 0.01,
     retained: float = 1.0,
@@ -201,6 +205,7 @@ def repair_(
     done = None
     try:
         for pull in pulls:
+            _restore(parameters, saved)
             losses: list[float] = []
             turns = _steps(host, anchor, parameters, steps, learning_rate, (pin, retained), seed)
             for loss, rate in turns:
@@ -211,7 +216,6 @@ def repair_(
             done = Repair(steps, pull, kept, kl, forget, across, retain, error, tuple(losses))
             if kept or (_stays_forgotten(forget) and _stays_forgotten(across)):
                 break
-            _restore(parameters, saved)
     finally:
         for parameter in parameters:
             parameter.grad = None

@@ -16,8 +16,6 @@ class RepairAlone(AbstractMethod):
     kind = "removal"
     source = "control: tl_bilinear.repair_ without tl_bilinear.fit_edit"
 
-    steps: int = 240
-
     @classmethod
     def candidates(cls, host: AbstractHost) -> list[AbstractMethod]:
         return [cls()]
@@ -26,5 +24,5 @@ class RepairAlone(AbstractMethod):
         sets = problem.forget, problem.retain, problem.texts
         anchor = take_anchor(model, *sets, seed=problem.seed)
         # Any forgetting costs some KL here: it is no harm.
-        done = repair_(model, anchor, steps=self.steps, undo_harm=False, seed=problem.seed)
+        done = repair_(model, anchor, undo_harm=False, seed=problem.seed)
         return done.message
