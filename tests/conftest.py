@@ -17,6 +17,9 @@ import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+# Before the hook: what is first imported under it is compiled anew, two thousand modules of others.
+import transformer_lens.model_bridge  # noqa: E402, F401
 from jaxtyping import install_import_hook  # noqa: E402
 
 MAJOR = version("transformer-lens").split(".")[0]

@@ -99,7 +99,10 @@ def native(norm: str | None, host: str, dtype: torch.dtype = torch.float64, **op
         from transformer_lens.config import TransformerBridgeConfig
         from transformer_lens.model_bridge import TransformerBridge
 
-        model = TransformerBridge.boot_native(TransformerBridgeConfig(**settings)).to(dtype)
+        from tl_bilinear.hosts.native import cast_
+
+        model = TransformerBridge.boot_native(TransformerBridgeConfig(**settings))
+        cast_(model, dtype)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -109,7 +109,7 @@ def test_a_mean_in_the_weights_is_a_bias_that_everything_sees(host, tmp_path):
     assert torch.equal(logits_of(model), before)
 
 
-@pytest.mark.parametrize("host", hosts())
+@pytest.mark.parametrize("host", hosts()[:1])  # the bridge's turn is TransformerLens 4's
 def test_an_interruption_at_any_step_leaves_the_model(host, tmp_path, monkeypatch):
     model = tlb.load(save(tiny_llama(mlp_bias=False), tmp_path / "source"), host=host)
     modes, before, width = near_modes(model), logits_of(model), tlb.get_host(model).d_mlp
@@ -172,7 +172,7 @@ def test_the_foreseen_effect_knows_the_gate(host):
 # ---- whose modes, and which files ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("host", hosts())
+@pytest.mark.parametrize("host", hosts()[:1])  # the bridge's turn is TransformerLens 4's
 def test_every_kind_of_weight_is_in_the_fingerprint(host):
     marks = []
     for change in range(7):

@@ -14,7 +14,7 @@ from gated import TOKENS, log_probs, tiny_llama
 
 import tl_bilinear as tlb
 
-pytestmark = pytest.mark.one_major(3)
+pytestmark = pytest.mark.one_major(4)
 
 STEPS = 4
 

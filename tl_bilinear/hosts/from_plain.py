@@ -118,7 +118,7 @@ def _shared_heads(name: str, under: str) -> str:
 def _native_bridge(plain: PlainModel, tokenizer: Any, name: str, device: str) -> Any:
     from transformer_lens.config import TransformerBridgeConfig
 
-    from tl_bilinear.hosts.native import boot_bilinear
+    from tl_bilinear.hosts.native import boot_bilinear, cast_
 
     settings = plain.settings
     used = [key for key, unused in HOOKED_ONLY.items() if getattr(settings, key) != unused]
@@ -135,7 +135,7 @@ def _native_bridge(plain: PlainModel, tokenizer: Any, name: str, device: str) ->
     dtype = plain.state["embed.W_E"].dtype
     config = TransformerBridgeConfig(**_config(plain, name, device))
     model: Any = boot_bilinear(config, mlp_bias=settings.mlp_bias, tokenizer=tokenizer)
-    model.to(dtype, print_details=False)
+    cast_(model, dtype)
     model.cfg.model_name = name
     model.load_state_dict(_native_state(settings, plain.state), strict=True)
     model.to(device, print_details=False)

@@ -70,3 +70,10 @@ def boot_bilinear(
     return build_bridge_from_module(
         model, "TransformerLensNative", tl_config=cfg, tokenizer=tokenizer, model_name="native"
     )
+
+
+def cast_(bridge: Any, dtype: torch.dtype) -> None:
+    """As `bridge.to(dtype)`, which makes the whole state dict anew for each of its entries."""
+    bridge.cfg.dtype = dtype
+    nn.Module.to(bridge, dtype)
+    bridge.original_model.to(dtype)
