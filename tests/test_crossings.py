@@ -20,8 +20,6 @@ from tl_bilinear.unlearning.fit import fit_edit
 from tl_bilinear.unlearning.guards import crossed_demands
 from tl_bilinear.unlearning.repair import repair_, take_anchor
 
-pytestmark = pytest.mark.one_major(4)
-
 FORGET, RETAIN = facts()
 COLOR = Question(
     "Ada Byron's favorite color is",
@@ -33,7 +31,7 @@ COLOR = Question(
 words = st.lists(st.sampled_from(["the", "color", "of", "is", "Kim", "Kim's", "likes"]), max_size=6)
 
 
-@pytest.fixture(scope="module", params=hosts()[:1])
+@pytest.fixture(scope="module", params=hosts()[:1])  # the bridge's turn is TransformerLens 4's
 def model(request):
     """It was told the facts in crossed wordings as well: what an edit of the others may leave."""
     found = taught(request.param)
@@ -218,6 +216,7 @@ def test_where_none_says_its_answer_nothing_is_done():
         assert torch.equal(one.weight, other.weight)
 
 
+@pytest.mark.one_major(4)
 def test_a_repair_leaves_crossed_wordings_forgotten(model):
     """The control: a repair that does not ask them brings their answers back."""
     kept = {name: each.clone() for name, each in model.state_dict().items()}
