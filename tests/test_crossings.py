@@ -203,6 +203,25 @@ def test_what_unmends_given_wordings_is_not_taken(model, monkeypatch):
     assert "unmends given ones" in edit.message and edit.last.cost == plain.last.cost
 
 
+@pytest.mark.parametrize("harder, said", [(1000, "and now 0.0%"), (1, "unmends given ones")])
+def test_demands_that_give_way_are_asked_harder(model, monkeypatch, harder, said):
+    """Crossed wordings whose rounds are a thousand times softer than the fit before them."""
+    from tl_bilinear.unlearning import guards
+
+    descend, calls = guards.Fit.descend, []
+
+    def softened(fit, *args):
+        calls.append(fit.softness)
+        if len(calls) == 2:
+            fit.softness *= 1000
+        return descend(fit, *args)
+
+    monkeypatch.setattr(guards.Fit, "descend", softened)
+    monkeypatch.setattr(guards, "HARDER", harder)
+    assert said in fitted(model, 8).message
+    assert calls[-1] == pytest.approx(1000 * calls[1] / harder)
+
+
 def test_where_none_says_its_answer_nothing_is_done():
     """A model that was never told in crossed wordings, and questions that it does not answer so."""
     model = taught(hosts()[0])

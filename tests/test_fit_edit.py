@@ -267,6 +267,18 @@ def test_an_edit_forgets_and_keeps(model, basis):
             host.mlp_weights(layer).tensor.out.copy_(weight)
 
 
+@pytest.mark.parametrize("d_model, features", [(16, 12), (32, 16)])
+def test_an_edit_reads_half_of_d_model_by_default(d_model, features):
+    """Or twelve components where that is less."""
+    model = knowing(hosts()[0], d_model=d_model)
+
+    def cost(**options) -> float:
+        return fitted(model, basis="contrastive", max_steps=1, crossings=0, **options)[-1].last.cost
+
+    assert cost() == cost(features=features)
+    assert cost() < 0.999 * cost(features=features - 1)  # more to read, and cheaper
+
+
 @pytest.mark.parametrize("basis", ["contrastive", "units"])
 def test_where_no_step_may_be_taken_the_edit_is_none(basis):
     """A trust region of nothing: the fit says what is missing instead of failing."""

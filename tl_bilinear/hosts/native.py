@@ -73,7 +73,7 @@ def boot_bilinear(
 
 
 def cast_(bridge: Any, dtype: torch.dtype) -> None:
-    """As `bridge.to(dtype)`, which makes the whole state dict once per entry (docs/upstream.md 20)."""
+    """As `bridge.to(dtype)`, which makes its state dict once per entry (docs/upstream.md, 20)."""
     bridge.cfg.dtype = dtype
     nn.Module.to(bridge, dtype)
     bridge.original_model.to(dtype)

@@ -38,7 +38,7 @@ from tl_bilinear.unlearning.text_metric import LayerMoments, TextKL, text_moment
 
 RANK = 8
 WHOLE = ("rank", "features", "max_steps")
-FEATURES = 12
+LEAST_FEATURES = 12
 N_TEXTS = 60
 LEAST_TERM = 1e-6
 """Of a layer's largest term, in units of the metric: smaller ones are no part of its rank."""
@@ -55,7 +55,7 @@ def fit_edit(
     texts: Sequence[str] | None = None,
     modes: Sequence[Mode] = (),
     rank: int = RANK,
-    features: int = FEATURES,
+    features: int | None = None,
     layers: Sequence[int] | None = None,
     target: float | Float[Tensor, " site"] | None = None,
     floor: float = 2.0,
@@ -84,7 +84,8 @@ def fit_edit(
             bundled models only.
         rank: terms per layer at most, for "down_projection" and "contrastive".
         features: contrastive components per layer that an edit may read, of "contrastive": fewer
-            generalise better to other wordings, and change more of the rest.
+            generalise better to other wordings, and change more of the rest. By default half of
+            d_model, and 12 at least.
         layers: which ones may be edited; all by default.
         target: log-odds of the answers' tokens to end at, one number or, with contexts=0, one per
             site of `answer_rows`; by default the level of subjects that the model has never met.
@@ -99,7 +100,7 @@ def fit_edit(
             loses (`Edit.message` says so). 0 for none; it takes a `subject` and two wordings.
         kl_limit: nats per token, on a third of the texts, beyond which no step is taken.
         damping: of the metric, in units of its factors' mean eigenvalue.
-        max_steps: steps at most; crossed wordings may take up to 36 more.
+        max_steps: steps at most; crossed wordings may take up to 48 more.
         progress: called with every step.
 
     Cost: a few tens of linearisations. One takes a forward and some backward
@@ -111,6 +112,7 @@ def fit_edit(
     """
     begun = time.perf_counter()
     host = get_host(model)
+    features = max(host.d_model // 2, LEAST_FEATURES) if features is None else features
     forget, retain = require_forgettable(host, forget, retain)
     plan = _Plan(
         host,

@@ -2,7 +2,8 @@
 
 What an edit leaves standing in wordings that nobody gave is found by asking in crossed ones
 (`crossings`). Those that come too close to their answer join the demands, and the fit goes on from
-where it is; what other wordings gain must be more than what text loses.
+where it is, harder where given ones would be left unmet; what other wordings gain must be more than
+what text loses.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,10 @@ ROUNDS = 3
 """What one round mends may show elsewhere; mostly the first is enough."""
 STEPS = 12
 """Of a round at most."""
+HARDER = 10
+"""Demands give way by their softness times what they weigh. Where that leaves some unmet, it
+is made so many times less: the penalty method (Nocedal and Wright, Numerical Optimization, 2006,
+section 17.1)."""
 
 
 @dataclass(frozen=True)
@@ -116,20 +121,27 @@ def guard(
     Args:
         step: how the fit stands at x.
     """
-    own = fit.demands
     begun = found = _Found.of(fit, bases, x, step, crossings)
     asked = torch.zeros(crossings.rows.n_rows, dtype=torch.bool)
-    for _ in range(ROUNDS):
-        if not found.known:
-            break
-        short = crossings.shortfall(found.logits) > 0
-        asked |= crossings.rows.with_sites(short.cpu())
+
+    def gone_on() -> _Found:
+        own = fit.demands
         fit.demands = own.joined(crossings.select(asked.nonzero()[:, 0]))
         try:
             moved, last = fit.descend(bases, found.x, STEPS, rank)
         finally:
             fit.demands = own
-        found = _Found.of(fit, bases, moved, fit.stand(bases, moved, last.kl), crossings)
+        return _Found.of(fit, bases, moved, fit.stand(bases, moved, last.kl), crossings)
+
+    for _ in range(ROUNDS):
+        if not found.known:
+            break
+        short = crossings.shortfall(found.logits) > 0
+        asked |= crossings.rows.with_sites(short.cpu())
+        found = gone_on()
+    if not is_met(found.step) and fit.softness is not None:
+        fit.softness /= HARDER
+        found = gone_on()
     met = is_met(found.step)
     taken = met and found.score < begun.score
     crossed = Crossed(int(crossings.forget.sum()), (begun.known, found.known), met, taken)
