@@ -1,5 +1,6 @@
 """The solver in float64: its Jacobian and kernel against dense twins, and what an edit does."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -290,6 +291,19 @@ def test_where_no_step_may_be_taken_the_edit_is_none(basis):
     before = accuracy(model, retain)
     edit.apply_(model)
     assert accuracy(model, retain) == before
+
+
+def test_texts_are_read_where_the_limit_may_be_near(monkeypatch):
+    """Else at the end alone, for the same edit."""
+    model = knowing(hosts()[0])
+    never = fitted(model, kl_limit=1e6)[-1]
+    monkeypatch.setattr("tl_bilinear.unlearning.descent.CLEARLY_CHEAP", 0.0)
+    every = fitted(model, kl_limit=1e6)[-1]
+    assert all(math.isnan(step.kl) for step in never.history)
+    assert all(step.accepted != math.isnan(step.kl) for step in every.history)
+    assert every.last.kl == never.last.kl > 0
+    for one, other in zip(every.changes, never.changes, strict=True):
+        assert torch.equal(one.weight, other.weight)
 
 
 def test_an_interrupted_fit_leaves_the_model(model):
