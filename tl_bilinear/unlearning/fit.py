@@ -98,7 +98,8 @@ def fit_edit(
             one of its own and the end of another: answers that come within `clearance` there are
             moved as well once all else is met, where other wordings gain more by it than text
             loses (`Edit.message` says so). 0 for none; it takes a `subject` and two wordings.
-        kl_limit: nats per token, on a third of the texts, beyond which no step is taken.
+        kl_limit: nats per token, on a third of the texts, beyond which no step is taken; they are
+            read where a hundredth of it is foreseen, and at the end.
         damping: of the metric, in units of its factors' mean eigenvalue.
         max_steps: steps at most; crossed wordings may take up to 48 more.
         progress: called with every step.
