@@ -80,7 +80,7 @@ dictionaries: .venv/.package ## train the pair of dictionaries of stories-5l aga
 	.venv/bin/python -m tl_bilinear.recipes.story_dictionaries --work-dir .cache/dictionaries --threads 1 $(if $(TEXT),--text "$(TEXT)")
 
 # All of it goes on where it was stopped. Two at a time: what a cell computes uses one core.
-unlearning: .venv/.package ## forget arithmetic, planted facts and a planted concept (some four hours; goes on after a kill)
+unlearning: .venv/.package ## forget arithmetic, planted facts and a planted concept (three and a half hours on two cores; goes on after a kill)
 	$(MAKE) --jobs=2 unlearning-arithmetic unlearning-cells-stories-5l \
 	    unlearning-cells-stories-5l-swiglu unlearning-cells-stories-2l
 	$(MAKE) unlearning-stories
