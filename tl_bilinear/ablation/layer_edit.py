@@ -106,16 +106,18 @@ def _grouped(
 ) -> tuple[Float[Tensor, "group d"], Int[Tensor, " mode"], Float[Tensor, " mode"]]:
     """Rows of length one that stand apart; to which of them each row belongs, with which sign."""
     first: list[int] = []
-    group, signs = [], []
-    for place, row in enumerate(rows):
-        cosines = rows[first] @ row
-        near = (cosines.abs() >= math.cos(NEAR)).nonzero()[:, 0]
-        index = int(near[0]) if len(near) else len(first)
-        if not len(near):
-            first.append(place)
-        group.append(index)
-        signs.append(1.0 if not len(near) or cosines[index] > 0 else -1.0)
-    return rows[first], torch.tensor(group), torch.tensor(signs).to(rows)
+    group = torch.zeros(len(rows), dtype=torch.long)
+    signs = rows.new_ones(len(rows))
+    left = torch.arange(len(rows), device=rows.device)
+    while len(left):
+        cosines = rows[left] @ rows[left[0]]
+        near = cosines.abs() >= math.cos(NEAR)
+        near[0] = True
+        group[left[near].cpu()] = len(first)
+        signs[left[near]] = cosines[near].sign()
+        first.append(int(left[0]))
+        left = left[~near]
+    return rows[first], group, signs
 
 
 def _once(
@@ -124,14 +126,17 @@ def _once(
     """The modes without those that were given before, in another length or sign perhaps."""
     units = vectors / vectors.norm(dim=1, keepdim=True)
     kept: list[int] = []
-    for place in range(len(group)):
-        same = (group[kept] == group[place]) & (
-            (units[kept] @ units[place]).abs().cpu() >= math.cos(NEAR)
-        )
-        apart = (values[kept] - values[place]).abs() > 0.01 * values[place].abs()
-        if not bool((same & ~apart.cpu()).any()):
-            kept.append(place)
-    return torch.tensor(kept)
+    for index in range(int(group.max()) + 1):
+        places = (group == index).nonzero()[:, 0]
+        unit, value = units[places], values[places]
+        same = (unit @ unit.mT).abs() >= math.cos(NEAR)
+        same &= (value[:, None] - value).abs() <= 0.01 * value.abs()
+        first: list[int] = []
+        for place, alike in enumerate(same.mT.tolist()):
+            if not any(alike[other] for other in first):
+                first.append(place)
+        kept += places[first].tolist()
+    return torch.tensor(sorted(kept))
 
 
 def _with_means(
