@@ -135,11 +135,6 @@ def table(rows: list[Row], rounds: int) -> str:
             f"| {row.name} | {row.plain:.0f} | {row.inside:.3f} | {row.entered:.3f} | "
             f"{row.noise[0]:.3f}-{row.noise[1]:.3f} |"
         )
-    lines += [
-        "",
-        "Entering the block costs what it costs on a bridge whatever the modes are: its own",
-        "`hooks` context lists every hook anew for each one attached.",
-    ]
     return "\n".join(lines) + "\n"
 
 
@@ -160,7 +155,9 @@ def main() -> None:
     print(page)
     if options.output is not None:
         options.output.write_text(page, encoding="utf-8")
-    over = [row.name for row in rows if row.inside > LIMIT + max(row.noise[1] - 1, 0)]
+    over = [
+        row.name for row in rows if max(row.inside, row.entered) > LIMIT + max(row.noise[1] - 1, 0)
+    ]
     if over:
         sys.exit(f"over the limit: {over}")
 

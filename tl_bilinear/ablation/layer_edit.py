@@ -159,15 +159,36 @@ def _with_means(
     }
 
 
-def require_mode(host: AbstractHost, mode: Mode) -> None:
-    """Raise ValueError for a mode that this model cannot have."""
-    require_layer(host, mode.layer, "a mode")
+def require_modes(host: AbstractHost, modes: Sequence[Mode]) -> None:
+    """Raise ValueError for modes that this model cannot have."""
+    asked: set[int] = set()
+    for mode in modes:
+        require_layer(host, mode.layer, "a mode")
+        _require_shapes(host, mode)
+        if mode.layer not in asked:
+            _require_bilinear(host, mode)
+            asked.add(mode.layer)
+        for name in ("direction", "eigenvector"):
+            largest = float(getattr(mode, name).abs().max())  # not a number if one is
+            if not 0 < largest < math.inf:
+                raise ValueError(
+                    f"{mode!r} has a {name} of length zero, or one with numbers that are not "
+                    "finite: nothing can be taken out of it"
+                )
+        if not math.isfinite(mode.eigenvalue):
+            raise ValueError(f"{mode!r} has the eigenvalue {mode.eigenvalue}: it must be finite")
+
+
+def _require_shapes(host: AbstractHost, mode: Mode) -> None:
     shapes = (mode.direction.shape, mode.eigenvector.shape)
     if shapes != ((host.d_model,), (host.d_model,)):
         raise ValueError(
             f"{mode!r} has vectors of shapes {[list(s) for s in shapes]}, this model has "
             f"d_model = {host.d_model}"
         )
+
+
+def _require_bilinear(host: AbstractHost, mode: Mode) -> None:
     if host.is_gated(mode.layer):
         raise ValueError(
             f"{mode!r} cannot be ablated: layer {mode.layer} has a "
@@ -175,15 +196,6 @@ def require_mode(host: AbstractHost, mode: Mode) -> None:
             "token modes of its own; taken out elsewhere, lambda (v.x)^2 is no part of the model. "
             "Convert the model first (tl_bilinear.bilinearize)"
         )
-    for name in ("direction", "eigenvector"):
-        vector = getattr(mode, name)
-        if not vector.isfinite().all() or not vector.any():
-            raise ValueError(
-                f"{mode!r} has a {name} of length zero, or one with numbers that are not finite: "
-                "nothing can be taken out of it"
-            )
-    if not math.isfinite(mode.eigenvalue):
-        raise ValueError(f"{mode!r} has the eigenvalue {mode.eigenvalue}: it must be finite")
 
 
 def require_layer(host: AbstractHost, layer: int, what: str) -> None:

@@ -80,7 +80,7 @@ def chosen_modes(host: AbstractHost, modes: Mode | Sequence[Mode]) -> list[Mode]
     Raises:
         ValueError: none, or modes that this model cannot have.
     """
-    from tl_bilinear.ablation.layer_edit import require_mode
+    from tl_bilinear.ablation.layer_edit import require_modes
 
     came = getattr(modes, "provenance", None)  # of a ModeSet, or of what find_modes gives
     if came is not None:
@@ -97,7 +97,7 @@ def chosen_modes(host: AbstractHost, modes: Mode | Sequence[Mode]) -> list[Mode]
                 f"got {'a pair of a Mode and a number' if pair else type(mode).__name__}"
                 + (": give [mode for mode, _ in ...]" if pair else "")
             )
-        require_mode(host, mode)
+    require_modes(host, chosen)
     return chosen
 
 

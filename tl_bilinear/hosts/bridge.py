@@ -1,10 +1,12 @@
 """The TransformerBridge of TransformerLens 3.9 and 4.x as a host, and its bilinear MLP."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
+from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.generalized_components.gated_mlp import GatedMLPBridge
 from transformer_lens.model_bridge.generalized_components.joint_gate_up_mlp import (
     JointGateUpMLPBridge,
@@ -16,6 +18,9 @@ from transformer_lens.model_bridge.generalized_components.normalization import (
 from tl_bilinear.hosts.gates import is_identity
 from tl_bilinear.hosts.host import AbstractHost
 from tl_bilinear.hosts.norm import NO_NORM, Norm
+
+UNGATED = ("hook_in", "hook_out", "hook_normalized")
+"""Hook points that every pass runs. Others are aliases, or wait for a setting (use_attn_result)."""
 
 ACTIVATION_ATTRIBUTES = ("act_fn", "activation_fn", "act", "activation")
 
@@ -70,8 +75,43 @@ def adopt_mlp(mlp: Any) -> bool:
     return True
 
 
+@contextmanager
+def attached(model: Any, hooks: Sequence[tuple[HookPoint, Callable]]) -> Iterator[Any]:
+    """Hooks at hook points; at the end these are removed, and no others."""
+    handles = []
+    model.context_level += 1
+    try:
+        for point, hook in hooks:
+            point.add_hook(hook, level=model.context_level)
+            handles.append((point, point.fwd_hooks[-1]))
+        yield model
+    finally:
+        for point, handle in handles:
+            handle.hook.remove()
+            point.fwd_hooks = [held for held in point.fwd_hooks if held is not handle]
+        model.context_level -= 1
+
+
 class TransformerBridgeHost(AbstractHost):
     kind = "TransformerBridge"
+
+    def hooks(self, hooks: Sequence[tuple[str, Callable]]) -> Any:
+        points = [(self._ungated_point(name), hook) for name, hook in hooks]
+        found = [(point, hook) for point, hook in points if point is not None]
+        # 3.9's own context resolves every alias of the model anew for each hook attached.
+        return attached(self.model, found) if len(found) == len(hooks) else super().hooks(hooks)
+
+    def require_sites(self, sites: Sequence[str]) -> None:
+        others = [site for site in sites if self._ungated_point(site) is None]
+        if others:
+            super().require_sites(others)
+
+    def _ungated_point(self, site: str) -> HookPoint | None:
+        """The hook point at that place in the module tree, if every pass runs it."""
+        if not site.endswith(UNGATED):
+            return None
+        point = self._optional(lambda: self.model.get_submodule(site))
+        return point if isinstance(point, HookPoint) else None
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
