@@ -9,6 +9,7 @@ from models import hosts, native, save, tiny_llama
 from weight_edits import close, hooked, logits_of, near_modes
 
 import tl_bilinear as tlb
+from tl_bilinear.ablation.layer_edit import TOGETHER, layer_edits
 from tl_bilinear.ablation.sealed_file import write_sealed
 from tl_bilinear.checkpoints.error import CheckpointError
 from tl_bilinear.hosts import resizing
@@ -22,6 +23,36 @@ def logits_without(model: Any, modes: Any, **options: Any) -> torch.Tensor:
 
 
 # ---- directions and modes that are the same ------------------------------------------------------
+
+
+def test_modes_given_twice_are_found_among_many():
+    """More of them than are compared together, in one direction and in forty."""
+    generator = torch.Generator().manual_seed(8)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    width, many = 48, TOGETHER + TOGETHER // 2
+    directions, vectors = random(40, width), random(many, width)
+    of = [0 if i % 3 else 1 + i // 3 % 39 for i in range(many)]  # most are of the first one
+    modes = [tlb.Mode(0, directions[c], 1.0 + i / many, vectors[i]) for i, c in enumerate(of)]
+    factors = random(many).tolist()
+    copies = [
+        replace(mode, direction=mode.direction * f, eigenvalue=mode.eigenvalue * f)
+        for mode, f in zip(modes, factors, strict=True)
+    ]
+    near = [replace(mode, eigenvalue=1.02 * mode.eigenvalue) for mode in modes[:5]]  # no copies
+    shuffled = [
+        [*modes, *copies, *near][i] for i in torch.randperm(2 * many + 5, generator=generator)
+    ]
+    host = tlb.get_host(native("RMS", "transformer_bridge"))
+    found = layer_edits(host, shuffled, 0.0)[0]
+    assert len(found.means) == many + 5
+    x = random(7, width)
+    moved = torch.zeros(7, 40, dtype=torch.float64)
+    for c, mode in zip([*of, *of[:5]], [*modes, *near], strict=True):
+        moved[:, c] += mode.contributions(x)
+    close(found(x) @ directions.mT, moved, 1e-9)
 
 
 @pytest.mark.parametrize("host", hosts())

@@ -30,6 +30,9 @@ NEAR = 5e-3
 """Radians within which two directions, or two eigenvectors, are one. Rounding to bfloat16 turns
 them by 2e-3; taken for two, they would be told apart by one over that."""
 
+TOGETHER = 512
+"""Modes of several directions that are looked through for modes given twice at once."""
+
 Scale = float | Literal["mean"]
 Texts = Iterable[str | Int[Tensor, "..."]]
 """Texts, or rows of token ids."""
@@ -106,18 +109,16 @@ def _grouped(
 ) -> tuple[Float[Tensor, "group d"], Int[Tensor, " mode"], Float[Tensor, " mode"]]:
     """Rows of length one that stand apart; to which of them each row belongs, with which sign."""
     first: list[int] = []
-    group = torch.zeros(len(rows), dtype=torch.long)
-    signs = rows.new_ones(len(rows))
+    group = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
     left = torch.arange(len(rows), device=rows.device)
     while len(left):
-        cosines = rows[left] @ rows[left[0]]
-        near = cosines.abs() >= math.cos(NEAR)
+        near = (rows[left] @ rows[left[0]]).abs() >= math.cos(NEAR)
         near[0] = True
-        group[left[near].cpu()] = len(first)
-        signs[left[near]] = cosines[near].sign()
+        group[left[near]] = len(first)
         first.append(int(left[0]))
         left = left[~near]
-    return rows[first], group, signs
+    units = rows[first]
+    return units, group, (rows * units[group]).sum(1).sign()
 
 
 def _once(
@@ -125,18 +126,19 @@ def _once(
 ) -> Int[Tensor, " kept"]:
     """The modes without those that were given before, in another length or sign perhaps."""
     units = vectors / vectors.norm(dim=1, keepdim=True)
-    kept: list[int] = []
-    for index in range(int(group.max()) + 1):
-        places = (group == index).nonzero()[:, 0]
-        unit, value = units[places], values[places]
+    # Groups are compared together as long as one matrix holds all pairs.
+    bundles = (group.bincount().cumsum(0) // TOGETHER)[group]
+    again = torch.zeros_like(group, dtype=torch.bool)
+    for bundle in range(int(bundles.max()) + 1):
+        places = (bundles == bundle).nonzero()[:, 0]
+        unit, value, of = units[places], values[places], group[places]
         same = (unit @ unit.mT).abs() >= math.cos(NEAR)
         same &= (value[:, None] - value).abs() <= 0.01 * value.abs()
-        first: list[int] = []
-        for place, alike in enumerate(same.mT.tolist()):
-            if not any(alike[other] for other in first):
-                first.append(place)
-        kept += places[first].tolist()
-    return torch.tensor(sorted(kept))
+        same &= of[:, None] == of
+        for index in (same.sum(1) > 1).nonzero()[:, 0]:
+            if not again[places[index]]:
+                again[places[index + 1 :][same[index, index + 1 :]]] = True
+    return (~again).nonzero()[:, 0]
 
 
 def _with_means(
