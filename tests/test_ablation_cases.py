@@ -9,7 +9,7 @@ from models import hosts, native, save, tiny_llama
 from weight_edits import close, hooked, logits_of, near_modes
 
 import tl_bilinear as tlb
-from tl_bilinear.ablation.layer_edit import TOGETHER, layer_edits
+from tl_bilinear.ablation.layer_edit import layer_edits
 from tl_bilinear.ablation.sealed_file import write_sealed
 from tl_bilinear.checkpoints.error import CheckpointError
 from tl_bilinear.hosts import resizing
@@ -26,13 +26,12 @@ def logits_without(model: Any, modes: Any, **options: Any) -> torch.Tensor:
 
 
 def test_modes_given_twice_are_found_among_many():
-    """More of them than are compared together, in one direction and in forty."""
     generator = torch.Generator().manual_seed(8)
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    width, many = 48, TOGETHER + TOGETHER // 2
+    width, many = 48, 400
     directions, vectors = random(40, width), random(many, width)
     of = [0 if i % 3 else 1 + i // 3 % 39 for i in range(many)]  # most are of the first one
     modes = [tlb.Mode(0, directions[c], 1.0 + i / many, vectors[i]) for i, c in enumerate(of)]

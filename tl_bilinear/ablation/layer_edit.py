@@ -21,17 +21,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_bilinear.ablation.alike import given_once, group_rows
 from tl_bilinear.decompositions import Mode
 from tl_bilinear.hosts import AbstractHost
 from tl_bilinear.hosts.corpus import hook_batches
 from tl_bilinear.hosts.gates import activation_name
-
-NEAR = 5e-3
-"""Radians within which two directions, or two eigenvectors, are one. Rounding to bfloat16 turns
-them by 2e-3; taken for two, they would be told apart by one over that."""
-
-TOGETHER = 512
-"""Modes of several directions that are looked through for modes given twice at once."""
 
 Scale = float | Literal["mean"]
 Texts = Iterable[str | Int[Tensor, "..."]]
@@ -88,13 +82,12 @@ def layer_edits(
 
 
 def _layer_edit(modes: Sequence[Mode], scale: float) -> LayerEdit:
-    directions = torch.stack([mode.direction.double() for mode in modes])
-    vectors = torch.stack([mode.eigenvector.double() for mode in modes])
+    directions, vectors = _rows(modes, "direction"), _rows(modes, "eigenvector")
     lengths = directions.norm(dim=1)
-    units, group, signs = _grouped(directions / lengths[:, None])
+    units, group, signs = group_rows(directions / lengths[:, None])
     values = torch.tensor([mode.eigenvalue for mode in modes], dtype=torch.float64).to(lengths)
     values = values * signs / lengths  # along the group's direction of length one
-    kept = _once(group, values * vectors.square().sum(1), vectors)
+    kept = given_once(group, values * vectors.square().sum(1), vectors)
     # Row c of pinv(U)^T moves u_c . y by one and every other u . y by nothing.
     dual = torch.linalg.pinv(units).mT
     return LayerEdit(
@@ -104,41 +97,10 @@ def _layer_edit(modes: Sequence[Mode], scale: float) -> LayerEdit:
     )
 
 
-def _grouped(
-    rows: Float[Tensor, "mode d"],
-) -> tuple[Float[Tensor, "group d"], Int[Tensor, " mode"], Float[Tensor, " mode"]]:
-    """Rows of length one that stand apart; to which of them each row belongs, with which sign."""
-    first: list[int] = []
-    group = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
-    left = torch.arange(len(rows), device=rows.device)
-    while len(left):
-        near = (rows[left] @ rows[left[0]]).abs() >= math.cos(NEAR)
-        near[0] = True
-        group[left[near]] = len(first)
-        first.append(int(left[0]))
-        left = left[~near]
-    units = rows[first]
-    return units, group, (rows * units[group]).sum(1).sign()
-
-
-def _once(
-    group: Int[Tensor, " mode"], values: Float[Tensor, " mode"], vectors: Float[Tensor, "mode d"]
-) -> Int[Tensor, " kept"]:
-    """The modes without those that were given before, in another length or sign perhaps."""
-    units = vectors / vectors.norm(dim=1, keepdim=True)
-    # Groups are compared together as long as one matrix holds all pairs.
-    bundles = (group.bincount().cumsum(0) // TOGETHER)[group]
-    again = torch.zeros_like(group, dtype=torch.bool)
-    for bundle in range(int(bundles.max()) + 1):
-        places = (bundles == bundle).nonzero()[:, 0]
-        unit, value, of = units[places], values[places], group[places]
-        same = (unit @ unit.mT).abs() >= math.cos(NEAR)
-        same &= (value[:, None] - value).abs() <= 0.01 * value.abs()
-        same &= of[:, None] == of
-        for index in (same.sum(1) > 1).nonzero()[:, 0]:
-            if not again[places[index]]:
-                again[places[index + 1 :][same[index, index + 1 :]]] = True
-    return (~again).nonzero()[:, 0]
+def _rows(modes: Sequence[Mode], name: str) -> Float[Tensor, "mode d"]:
+    """Of one layer's modes, in float64, on one device."""
+    device = modes[0].direction.device
+    return torch.stack([getattr(mode, name).to(device) for mode in modes]).double()
 
 
 def _with_means(
@@ -163,22 +125,23 @@ def _with_means(
 
 def require_modes(host: AbstractHost, modes: Sequence[Mode]) -> None:
     """Raise ValueError for modes that this model cannot have."""
-    asked: set[int] = set()
+    layers: dict[int, list[Mode]] = {}
     for mode in modes:
         require_layer(host, mode.layer, "a mode")
         _require_shapes(host, mode)
-        if mode.layer not in asked:
-            _require_bilinear(host, mode)
-            asked.add(mode.layer)
-        for name in ("direction", "eigenvector"):
-            largest = float(getattr(mode, name).abs().max())  # not a number if one is
-            if not 0 < largest < math.inf:
-                raise ValueError(
-                    f"{mode!r} has a {name} of length zero, or one with numbers that are not "
-                    "finite: nothing can be taken out of it"
-                )
         if not math.isfinite(mode.eigenvalue):
             raise ValueError(f"{mode!r} has the eigenvalue {mode.eigenvalue}: it must be finite")
+        layers.setdefault(mode.layer, []).append(mode)
+    for group in layers.values():
+        _require_bilinear(host, group[0])
+        for name in ("direction", "eigenvector"):
+            largest = _rows(group, name).abs().amax(1).tolist()  # not a number where one is
+            for mode, size in zip(group, largest, strict=True):
+                if not 0 < size < math.inf:
+                    raise ValueError(
+                        f"{mode!r} has a {name} of length zero, or one with numbers that are not "
+                        "finite: nothing can be taken out of it"
+                    )
 
 
 def _require_shapes(host: AbstractHost, mode: Mode) -> None:
