@@ -5,11 +5,11 @@ from contextlib import ExitStack
 import pytest
 import torch
 from models import native, process_, save, tiny_llama
+from weight_edits import logits_of
 
 import tl_bilinear as tlb
 
 HOST = "transformer_bridge"
-TOKENS = torch.randint(0, 40, (2, 9), generator=torch.Generator().manual_seed(4))
 SITES = ("ln2.hook_normalized", "mlp.hook_in", "mlp.hook_out", "hook_resid_mid", "attn.hook_out")
 
 
@@ -19,11 +19,6 @@ def halve(value, hook):
 
 def shift(value, hook):
     return value + 1.0
-
-
-def logits(model):
-    with torch.no_grad():
-        return model(TOKENS)
 
 
 @pytest.mark.filterwarnings("ignore:A forward hook edited hook_scale")
@@ -40,16 +35,16 @@ def test_a_hook_does_what_it_does_in_the_models_own_context(processed, site, tmp
 
     edits = (look, halve, shift, look)
     hooks = [(f"blocks.{layer}.{site}", edit) for layer in (1, 0) for edit in edits]
-    plain = logits(model)
+    plain = logits_of(model)
     with model.hooks(fwd_hooks=hooks):
-        expected = [logits(model), *seen]
+        expected = [logits_of(model), *seen]
     seen.clear()
     with tlb.get_host(model).hooks(hooks) as given:
-        found = [logits(given), *seen]
+        found = [logits_of(given), *seen]
     assert len(found) == len(expected) == 5
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert torch.equal(found[2], 0.5 * found[1] + 1.0)
-    assert torch.equal(logits(model), plain)
+    assert torch.equal(logits_of(model), plain)
 
 
 def test_hooks_of_others_stay_as_they_are():
@@ -61,7 +56,7 @@ def test_hooks_of_others_stay_as_they_are():
     point.add_hook(shift, is_permanent=True)
     point.add_hook(shift, level=level + 1)  # as a context with reset_hooks_end=False leaves it
     held = list(point.fwd_hooks)
-    expected = logits(model)
+    expected = logits_of(model)
     for failing in (False, True):
         with ExitStack() as stack:
             if failing:
@@ -75,16 +70,16 @@ def test_hooks_of_others_stay_as_they_are():
                     raise RuntimeError("boom")
         assert model.context_level == level
     assert point.fwd_hooks == held
-    assert torch.equal(logits(model), expected)
+    assert torch.equal(logits_of(model), expected)
 
 
 def test_hooks_that_are_reset_inside_are_removed_once():
     model = native("RMS", HOST)
-    view, plain = tlb.get_host(model), logits(model)
+    view, plain = tlb.get_host(model), logits_of(model)
     with view.hooks([(view.mlp_out_site(0), halve)]):
         model.reset_hooks()
-        assert torch.equal(logits(model), plain)
-    assert torch.equal(logits(model), plain)
+        assert torch.equal(logits_of(model), plain)
+    assert torch.equal(logits_of(model), plain)
 
 
 def test_a_hook_that_waits_for_a_setting_is_refused():
@@ -114,6 +109,6 @@ def test_entering_a_block_lists_no_hooks(monkeypatch):
     vector = torch.eye(model.cfg.d_model)
     modes = [tlb.Mode(layer, vector[0], 0.1, vector[1]) for layer in range(model.cfg.n_layers)]
     with tlb.ablate(model, modes):
-        logits(model)
+        logits_of(model)
     assert not listed
     assert len(model.hook_dict) and listed  # the count counts

@@ -1,7 +1,4 @@
-"""Which directions, and which modes, are one and the same: up to length, sign and rounding.
-
-In NumPy: many small steps, which cost PyTorch several times as much.
-"""
+"""Modes of one layer that were given twice: one and the same up to length, sign and rounding."""
 
 import math
 
@@ -10,36 +7,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-NEAR = 5e-3
-"""Radians within which two directions, or two eigenvectors, are one. Rounding to bfloat16 turns
-them by 2e-3; taken for two, they would be told apart by one over that."""
+NEAR = math.cos(5e-3)
+"""|Cosine| from which two directions, or two eigenvectors, are one. Rounding to bfloat16 turns
+them by 2e-3 radians; taken for two, they would be told apart by one over that."""
 
 SAME_VALUE = 0.01
 """Relative difference up to which two eigenvalues of one direction and eigenvector are one."""
-
-
-def group_rows(
-    rows: Float[Tensor, "mode d"],
-) -> tuple[Float[Tensor, "group d"], Int[Tensor, " mode"], Float[Tensor, " mode"]]:
-    """Rows of length one that stand apart; to which of them each row belongs, with which sign.
-
-    Cost: O(groups * modes * d).
-    """
-    array = rows.detach().cpu().numpy()
-    first: list[int] = []
-    group = np.zeros(len(array), dtype=np.int64)
-    signs = np.ones(len(array))
-    left = np.arange(len(array))
-    while len(left):
-        cosines = array[left] @ array[left[0]]
-        near = np.abs(cosines) >= math.cos(NEAR)
-        near[0] = True
-        members = left[near]
-        group[members] = len(first)
-        signs[members] = np.sign(cosines[near])
-        first.append(int(left[0]))
-        left = left[~near]
-    return rows[first], torch.from_numpy(group).to(rows.device), torch.from_numpy(signs).to(rows)
 
 
 def given_once(
@@ -51,7 +24,7 @@ def given_once(
     """
     groups, numbers = group.cpu().numpy(), values.detach().cpu().numpy()
     array = vectors.detach().cpu().numpy()
-    units = array / np.sqrt(np.square(array).sum(1, keepdims=True))
+    units = array / np.linalg.norm(array, axis=1, keepdims=True)
     again = np.zeros(len(groups), dtype=bool)
     order = np.argsort(groups, kind="stable")
     for places in np.split(order, np.cumsum(np.bincount(groups))[:-1]):
@@ -62,7 +35,7 @@ def given_once(
 
 def _given_before(units: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Whether an earlier row that counts is the same one."""
-    same = np.abs(units @ units.T) >= math.cos(NEAR)
+    same = np.abs(units @ units.T) >= NEAR
     same &= np.abs(values[:, None] - values) <= SAME_VALUE * np.abs(values)
     again = np.zeros(len(units), dtype=bool)
     for row in np.flatnonzero(same.sum(1) > 1):

@@ -21,8 +21,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_bilinear.ablation.alike import given_once, group_rows
+from tl_bilinear.ablation.alike import NEAR, given_once
 from tl_bilinear.decompositions import Mode
+from tl_bilinear.decompositions.mode import by_layer, stacked
+from tl_bilinear.decompositions.parallel import group_rows
 from tl_bilinear.hosts import AbstractHost
 from tl_bilinear.hosts.corpus import hook_batches
 from tl_bilinear.hosts.gates import activation_name
@@ -73,18 +75,15 @@ def layer_edits(
         ValueError: an unknown scale, or "mean" without texts that hold tokens.
     """
     _require_scale(scale, texts)
-    layers: dict[int, list[Mode]] = {}
-    for mode in modes:
-        layers.setdefault(mode.layer, []).append(mode)
     factor = 0.0 if isinstance(scale, str) else float(scale)
-    edits = {layer: _layer_edit(group, factor) for layer, group in sorted(layers.items())}
+    edits = {layer: _layer_edit(group, factor) for layer, group in by_layer(modes).items()}
     return edits if texts is None else _with_means(host, edits, texts)
 
 
 def _layer_edit(modes: Sequence[Mode], scale: float) -> LayerEdit:
-    directions, vectors = _rows(modes, "direction"), _rows(modes, "eigenvector")
+    directions, vectors = stacked(modes, "direction"), stacked(modes, "eigenvector")
     lengths = directions.norm(dim=1)
-    units, group, signs = group_rows(directions / lengths[:, None])
+    units, group, signs = group_rows(directions / lengths[:, None], NEAR)
     values = torch.tensor([mode.eigenvalue for mode in modes], dtype=torch.float64).to(lengths)
     values = values * signs / lengths  # along the group's direction of length one
     kept = given_once(group, values * vectors.square().sum(1), vectors)
@@ -95,12 +94,6 @@ def _layer_edit(modes: Sequence[Mode], scale: float) -> LayerEdit:
         coefficients=(1 - scale) * values[kept, None] * dual[group[kept]],
         means=dual.new_zeros(len(kept)),
     )
-
-
-def _rows(modes: Sequence[Mode], name: str) -> Float[Tensor, "mode d"]:
-    """Of one layer's modes, in float64, on one device."""
-    device = modes[0].direction.device
-    return torch.stack([getattr(mode, name).to(device) for mode in modes]).double()
 
 
 def _with_means(
@@ -125,17 +118,15 @@ def _with_means(
 
 def require_modes(host: AbstractHost, modes: Sequence[Mode]) -> None:
     """Raise ValueError for modes that this model cannot have."""
-    layers: dict[int, list[Mode]] = {}
     for mode in modes:
         require_layer(host, mode.layer, "a mode")
         _require_shapes(host, mode)
         if not math.isfinite(mode.eigenvalue):
             raise ValueError(f"{mode!r} has the eigenvalue {mode.eigenvalue}: it must be finite")
-        layers.setdefault(mode.layer, []).append(mode)
-    for group in layers.values():
+    for group in by_layer(modes).values():
         _require_bilinear(host, group[0])
         for name in ("direction", "eigenvector"):
-            largest = _rows(group, name).abs().amax(1).tolist()  # not a number where one is
+            largest = stacked(group, name).abs().amax(1).tolist()  # not a number where one is
             for mode, size in zip(group, largest, strict=True):
                 if not 0 < size < math.inf:
                     raise ValueError(

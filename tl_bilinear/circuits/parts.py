@@ -20,6 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_bilinear.decompositions import Mode
+from tl_bilinear.decompositions.mode import stacked
+from tl_bilinear.decompositions.parallel import group_rows
 from tl_bilinear.dictionary import Dictionary
 from tl_bilinear.tensor import BilinearTensor
 
@@ -57,21 +59,14 @@ class ModeParts(AbstractParts):
     @classmethod
     def of(cls, modes: Sequence[Mode]) -> "ModeParts":
         """The parts of modes of one layer; a direction nearly parallel to an earlier one is it."""
-        norms = torch.stack([mode.direction.norm() for mode in modes]).double()
-        units = torch.stack([mode.direction.double() for mode in modes]) / norms[:, None]
-        kept: list[int] = []
-        place, sign = [], []
-        for number, unit in enumerate(units):
-            cosines = units[kept] @ unit
-            near = (cosines.abs() >= PARALLEL).nonzero()[:, 0].tolist()
-            place.append(near[0] if near else len(kept))
-            sign.append(float(cosines[near[0]].sign()) if near else 1.0)
-            kept += [] if near else [number]
-        inverse = torch.linalg.pinv(units[kept]).mT
+        directions = stacked(modes, "direction")
+        norms = directions.norm(dim=1, keepdim=True)
+        units, group, signs = group_rows(directions / norms, PARALLEL)
+        inverse = torch.linalg.pinv(units).mT
         return cls(
             eigenvalues=torch.tensor([mode.eigenvalue for mode in modes]).to(units),
-            eigenvectors=torch.stack([mode.eigenvector.double() for mode in modes]),
-            writes=torch.tensor(sign).to(units)[:, None] * inverse[place] / norms[:, None],
+            eigenvectors=stacked(modes, "eigenvector"),
+            writes=signs[:, None] * inverse[group] / norms,
         )
 
     def outputs(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token part d_model"]:

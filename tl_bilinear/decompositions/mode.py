@@ -1,7 +1,10 @@
 """Modes of one MLP: the units that are attributed, shown and ablated."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -59,3 +62,19 @@ class InputMode:
 
     def __repr__(self) -> str:
         return f"InputMode({self.label or f'L{self.layer}'})"
+
+
+def by_layer(modes: Iterable[Mode]) -> dict[int, list[Mode]]:
+    """The modes of each layer, in their order; lower layers first."""
+    layers: dict[int, list[Mode]] = {}
+    for mode in modes:
+        layers.setdefault(mode.layer, []).append(mode)
+    return dict(sorted(layers.items()))
+
+
+def stacked(
+    modes: Sequence[Mode], name: Literal["direction", "eigenvector"]
+) -> Float[Tensor, "mode d"]:
+    """One row per mode, in float64 and on the first one's device."""
+    device = modes[0].direction.device
+    return torch.stack([getattr(mode, name).to(device) for mode in modes]).double()

@@ -20,7 +20,7 @@ from tl_bilinear.hosts.host import AbstractHost
 from tl_bilinear.hosts.norm import NO_NORM, Norm
 
 UNGATED = ("hook_in", "hook_out", "hook_normalized")
-"""Hook points that every pass runs. Others are aliases, or wait for a setting (use_attn_result)."""
+"""Hook points that wait for no setting. Others may (use_attn_result), or are aliases."""
 
 ACTIVATION_ATTRIBUTES = ("act_fn", "activation_fn", "act", "activation")
 
@@ -107,7 +107,7 @@ class TransformerBridgeHost(AbstractHost):
             super().require_sites(others)
 
     def _ungated_point(self, site: str) -> HookPoint | None:
-        """The hook point at that place in the module tree, if every pass runs it."""
+        """The hook point at that place in the module tree, if it waits for no setting."""
         if not site.endswith(UNGATED):
             return None
         point = self._optional(lambda: self.model.get_submodule(site))

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_bilinear.decompositions import Mode
+from tl_bilinear.decompositions.mode import by_layer, stacked
 from tl_bilinear.hosts import AbstractHost
 from tl_bilinear.unlearning.contrast import contrastive_directions
 from tl_bilinear.unlearning.layer_basis import LayerBasis
@@ -60,23 +61,18 @@ def contrastive_features(
 
 def eigenmode_amplitudes(host: AbstractHost, modes: Sequence[Mode]) -> list[LayerBasis]:
     """theta_k is what is added to mode k's amplitude: -1 takes it out, as `ablate` does."""
-    layers: dict[int, list[Mode]] = {}
-    for mode in modes:
-        layers.setdefault(mode.layer, []).append(mode)
     found = []
-    for layer, group in sorted(layers.items()):
-        directions = torch.stack([mode.direction.double() for mode in group])
-        unique, index = torch.unique(directions, dim=0, return_inverse=True)
+    for layer, group in by_layer(modes).items():
+        unique, index = torch.unique(stacked(group, "direction"), dim=0, return_inverse=True)
         # Row c of pinv(U)^T moves u_c . y by one and every other u . y by nothing.
         unit = torch.linalg.pinv(unique).mT[index]
         values = torch.tensor([mode.eigenvalue for mode in group], dtype=torch.float64).to(unit)
-        vectors = torch.stack([mode.eigenvector.double() for mode in group])
         found.append(
             LayerBasis(
                 layer,
                 host.d_model,
                 host.d_model,
-                vectors,
+                stacked(group, "eigenvector"),
                 values[:, None] * unit,
                 squares=True,
                 paired=True,

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_bilinear.decompositions import Mode, eigendecompose
+from tl_bilinear.decompositions.mode import stacked
 from tl_bilinear.dictionary import Dictionary
 from tl_bilinear.hosts import AbstractHost, get_host
 from tl_bilinear.hosts.layers import checked_layers
@@ -177,9 +178,9 @@ class _Seen:
         rows = seen.values.double()
         if not mine:
             return rows.new_zeros(len(seen.site_row), 0)
-        vectors = torch.stack([mode.eigenvector.double() for mode in mine])
+        vectors = stacked(mine, "eigenvector")
         values = torch.tensor([mode.eigenvalue for mode in mine], dtype=torch.float64).to(rows)
-        u = torch.stack([mode.direction.double() for mode in mine])
+        u = stacked(mine, "direction")
         contributions = (rows @ vectors.mT) ** 2 * values
         along = seen.gradients.double() @ (u / u.square().sum(1, keepdim=True)).mT
         return (contributions[seen.site_row] * along).sum(1)
